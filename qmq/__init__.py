@@ -1,0 +1,1 @@
+"""qmq: a mail gateway with a queue of its own for every customer."""

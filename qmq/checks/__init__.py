@@ -1,0 +1,1 @@
+"""Our own checkers: one module each, found as a stranger's would be."""

@@ -1,0 +1,1 @@
+"""The qmq command."""

@@ -1,0 +1,1 @@
+"""To the next host: destinations, MX, SMTP, LMTP, QMTP."""

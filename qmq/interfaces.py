@@ -1,0 +1,181 @@
+"""
+The plug points: what the stages see of each other, and what a stranger may provide.
+
+Stages join at INextHop alone. Checkers are found by twisted.plugin: a module
+in twisted/plugins with an ICheckerFactory in it is all that is needed.
+"""
+
+# Interfaces are written without self, as zope.interface wants them.
+# ruff: noqa: N805
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.plugin import IPlugin
+from zope.interface import Attribute, Interface
+
+from qmq.mail import Address, Body, Entry, Message, Reply, Seconds, Session, Token, Transaction, Verdict
+
+Answer = Verdict | None | Awaitable[Verdict | None]
+
+
+class INextHop(Interface):
+    """The one joint: a queue, the router, an SMTP, LMTP or QMTP hop."""
+
+    def send(message: Message) -> Deferred[Sequence[Reply]]:
+        """
+        What became of each recipient, in order; 2yz: safe on disk at the next hop.
+
+        The body's file must stay until the Deferred fires. Never fails: trouble
+        is a 4yz with an empty ``mta``.
+        """
+
+
+class IWork(Interface):
+    """What a connection sees of the site it delivers for: more work, and where to report."""
+
+    def take() -> Message | None:
+        """The next message ready for this site, or None. Asked once when a message's body has left."""
+
+    def finished(message: Message, replies: Sequence[Reply]) -> None:
+        """What became of each recipient of a message that was taken."""
+
+    def idle(connection: Any) -> None:
+        """The connection has nothing outstanding; it stays open until its idle time is over."""
+
+    def lost(connection: Any, reason: Reply | None) -> None:
+        """The connection is gone; messages outstanding on it were reported as finished before. None: closed in order."""
+
+
+class IConnection(Interface):
+    """One open connection to a site's host, past EHLO or ready for QMTP."""
+
+    def send(message: Message) -> None:
+        """Begin with this message; only while idle. More is asked of IWork.take as bodies leave."""
+
+    def close() -> None:
+        """End in order (QUIT) if idle, else after what is outstanding."""
+
+    def abort() -> None:
+        """Cut now; what is outstanding is reported with 4yz."""
+
+
+class IDialler(Interface):
+    """Opens connections to a site."""
+
+    def dial(site: bytes, work: Any) -> Deferred[Any]:
+        """An IConnection for *work* (IWork); fails with DeliveryFailure. Cancelling gives up."""
+
+
+class ISpool(Interface):
+    """
+    A queue's durable store (SQLite, memory; PostgreSQL later): one conformance suite over all.
+
+    Whoever has an entry in hand holds its lease (owner: this process's epoch,
+    ``Entry.fence``); a settle under a lost lease changes nothing.
+    """
+
+    tag: bytes = Attribute("names this store for ever: the peer of its tokens")
+    messages: int = Attribute("entries stored; kept, not counted")
+    octets: int = Attribute("octets stored")
+    tombstones: int = Attribute("tokens remembered after delivery")
+    lowest: int = Attribute("lowest token seq stored whose peer is this store's tag; 2**62 if none")
+    oldest: int = Attribute("lowest entry number stored; 2**62 if none")
+
+    def start() -> Deferred[None]:
+        """Open, take the lock (waits 10 s, then fails naming the holder's pid), free what was in hand."""
+
+    def stop() -> Deferred[None]:
+        """Commit what waits, close."""
+
+    def next_token() -> Token:
+        """A token of this store, higher than any before, across restarts; costs no write."""
+
+    def keep(message: Message, sites: Sequence[bytes], low: int) -> Deferred[Sequence[Entry]]:
+        """
+        Durable, once per (token, recipient); sites has one site per recipient.
+
+        Fires after the sync with the new entries, in hand, one per distinct
+        site: empty if the token was known for all recipients. *low* is the
+        lowest seq of the token's peer that is still in doubt there: tombstones
+        below may go. Fails with SpoolTrouble: nothing was kept.
+        """
+
+    def settle(entry: Entry) -> None:
+        """
+        Write what the entry now says, with the next commit.
+
+        No recipient and none bouncing: it goes, with its body, and a tombstone
+        stays while its token may be in doubt. Else due, attempts, recipients,
+        last replies, bouncing are written; with due set it is out of hand.
+        Losing this write means a second delivery, never a loss.
+        """
+
+    def release(entry: Entry, due: Seconds) -> None:
+        """Give back untried (no slot, shutting down): only due changes."""
+
+    def claim(now: Seconds, limit: int, busy: Sequence[bytes]) -> Deferred[Sequence[Entry]]:
+        """Entries due by *now* and not in hand, oldest due first, none of a site in *busy*; now in hand."""
+
+    def next_due(busy: Sequence[bytes]) -> Deferred[Seconds | None]:
+        """When the next entry not in hand falls due."""
+
+    def body(entry: Entry) -> Body | Deferred[Body]:
+        """The body of an entry that was claimed (those of keep have theirs)."""
+
+    def due_now(query: Mapping[str, str]) -> Deferred[int]:
+        """Make everything (matching site, recipient, sender) due at once; how many entries."""
+
+    def find(query: Mapping[str, str], after: int, limit: int) -> Deferred[Sequence[Entry]]:
+        """Entries in order of number above *after*, without bodies; for people who look in."""
+
+
+class SpoolTrouble(Exception):
+    """The store could not keep it: disk full, I/O error, closed. The text is for the log."""
+
+
+class IConnectionChecker(Interface):
+    """Asked before the banner."""
+
+    def connection(session: Session) -> Answer:
+        """A Verdict, None (no opinion), or an awaitable of either."""
+
+
+class IHeloChecker(Interface):
+    """Asked at HELO and EHLO."""
+
+    def helo(session: Session) -> Answer:
+        """As above; session.helo is what was said."""
+
+
+class ISenderChecker(Interface):
+    """Asked at MAIL."""
+
+    def sender(session: Session, transaction: Transaction) -> Answer:
+        """As above."""
+
+
+class IRecipientChecker(Interface):
+    """Asked at RCPT. A recipient that no checker vouches for is refused."""
+
+    def recipient(session: Session, transaction: Transaction, recipient: Address) -> Answer:
+        """As above."""
+
+
+class IMessageChecker(Interface):
+    """Asked at the end of the data, before anything is handed over."""
+
+    def message(session: Session, transaction: Transaction, message: Message) -> Answer:
+        """As above."""
+
+
+class ICheckerFactory(IPlugin):
+    """A checker that can be named in conf-qmq; found with twisted.plugin.getPlugins."""
+
+    name: str = Attribute("the word in `checks =`")
+    help: str = Attribute("one line for `qmq checkers`")
+
+    def make(context: Any, options: Mapping[str, str]) -> Any:
+        """A checker (one or more of the I*Checker); raises ValueError with a text for the operator."""

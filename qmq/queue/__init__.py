@@ -1,0 +1,1 @@
+"""When, what next, and the service that runs one queue."""

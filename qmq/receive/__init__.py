@@ -1,0 +1,1 @@
+"""From the client to the router: dialogue, policy, draft, trace fields; ESMTP and QMTP."""

@@ -1,0 +1,1 @@
+"""Durable stores of queues: SQLite and memory, one conformance suite."""

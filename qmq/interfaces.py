@@ -46,7 +46,7 @@ class IWork(Interface):
         """The connection has nothing outstanding; it stays open until its idle time is over."""
 
     def lost(connection: Any, reason: Reply | None) -> None:
-        """The connection is gone; messages outstanding on it were reported as finished before. None: closed in order."""
+        """The connection is gone; what was outstanding on it was reported as finished before. None: in order."""
 
 
 class IConnection(Interface):

@@ -104,7 +104,7 @@ class Envelope:
     token: Token
     sender: Address
     recipients: tuple[Address, ...]
-    origin: Origin = Origin()  # noqa: RUF009 - a value
+    origin: Origin = Origin()
     body_type: bytes = b"7BIT"  # 7BIT, 8BITMIME or BINARYMIME, as MAIL declared it (RFC 6152, RFC 3030)
     smtputf8: bool = False  # RFC 6531
 

@@ -1,0 +1,1 @@
+"""Looking in: the control socket of each process."""

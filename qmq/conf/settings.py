@@ -1,0 +1,253 @@
+"""
+The one table of settings: it drives parsing, defaults, bounds, hints and the reference in docs/conf-qmq.md.
+
+A default is written as an operator would write it and read by the same
+function. Where it depends on other settings it is empty here, *shown* says
+what it is, and load.py works it out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from qmq.conf import units
+from qmq.conf.units import BadValue
+from qmq.deliver.dial import parse_site
+from qmq.queue.schedule import parse_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """How mail comes to an instance; an empty host means this one, where qmq runs it itself."""
+
+    protocol: str
+    host: str = ""
+    port: int = 0
+
+
+def handover(text: str) -> Handover:
+    """``qmtp``, ``smtp`` or ``lmtp``; with ``:HOST:PORT`` to another host."""
+    protocol, colon, where = text.partition(":")
+    ports = {"qmtp": 209, "smtp": 25, "lmtp": 24}
+    if protocol not in ports:
+        raise BadValue(f"{text!r} is no way to hand over", "write qmtp, or qmtp:HOST:PORT, smtp:HOST, lmtp:HOST")
+    return Handover(protocol, *units.host_port(where, ports[protocol])) if colon else Handover(protocol)
+
+
+_SITE = re.compile(r"mx|(?:smtp|lmtp|qmtp):.+|mx:.+")
+
+
+def site(text: str) -> bytes:
+    """One next hop: ``mx``, or ``smtp:``, ``lmtp:``, ``qmtp:`` and ``HOST[:PORT]``."""
+    remedy = "write mx, smtp:HOST, smtp:HOST:PORT, lmtp:HOST:PORT or qmtp:HOST:PORT"
+    if not _SITE.fullmatch(text):
+        raise BadValue(f"{text!r} is no next hop", remedy)
+    protocol, _, where = text.partition(":")
+    if protocol != "mx" and not where.startswith("/"):  # else a unix socket
+        try:
+            units.host_port(where, 25)
+        except BadValue as bad:
+            raise BadValue(f"{text!r} is no next hop: {bad}", remedy) from None
+    raw = text.encode()
+    if raw != b"mx":
+        try:
+            parse_site(raw)
+        except ValueError as bad:
+            raise BadValue(f"{text!r} is no next hop: {bad}", remedy) from None
+    return raw
+
+
+def route(text: str) -> tuple[bytes, bytes]:
+    """``DOMAIN=SITE``: an exception to `deliver`, for one domain; ``*`` for every other."""
+    key, equals, hop = text.partition("=")
+    if not equals:
+        raise BadValue(f"{text!r} is no route", "write DOMAIN=SITE, such as shop.example.org=smtp:192.0.2.7")
+    pattern = units.domain_pattern(key)
+    return (b"" if pattern == b"*" else pattern), site(hop)
+
+
+def schedule(text: str) -> str:
+    """The times of retries, as qmq.queue.schedule reads them."""
+    try:
+        parse_schedule(text)
+    except ValueError as bad:
+        raise BadValue(str(bad)) from None  # it says what to write
+    return text
+
+
+def word(text: str) -> str:
+    """A name without blanks, brackets or colons."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        raise BadValue(f"{text!r} is no name", "use letters, digits, '.', '_' and '-'")
+    return text
+
+
+def line(text: str) -> str:
+    """Printable ASCII text of one line, as it can stand in an SMTP reply."""
+    if not re.fullmatch(r"[\x20-\x7e]*", text):
+        raise BadValue("only printable ASCII can stand there", "write one line of plain text")
+    return text
+
+
+def path(text: str) -> str:
+    """A path; load.py makes it absolute, from the folder of the file that says it."""
+    return text
+
+
+def log(text: str) -> str:
+    """``-`` for standard output, or a path."""
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """
+    One line of the reference.
+
+    *each*: the value is a row of words, each read by *parse*; "rows": of
+    lines. Out of *floor* and *ceiling* is an error, in classic files a warning.
+    """
+
+    key: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+    shown: str = ""
+    each: str = ""
+    floor: float | None = None
+    ceiling: float | None = None
+    text: Callable[[Any], str] = str
+
+    @property
+    def field(self) -> str:
+        """The attribute of General, Primary or Instance that has the value."""
+        return self.key.replace("-", "_")
+
+
+def _time(key: str, default: str, help_: str, floor: float | None = 1, ceiling: float | None = None) -> Setting:
+    return Setting(key, units.duration, default, help_, floor=floor, ceiling=ceiling, text=units.duration_text)
+
+
+def _size(key: str, default: str, help_: str, floor: float | None = None) -> Setting:
+    return Setting(key, units.octets, default, help_, floor=floor, text=units.octets_text)
+
+
+def _count(key: str, default: str, help_: str, floor: float | None = None, ceiling: float | None = None) -> Setting:
+    return Setting(key, units.count, default, help_, floor=floor, ceiling=ceiling)
+
+
+GENERAL = (
+    Setting("me", units.host_name, "", "this gateway's host name", "control/me; one of the two must say it"),
+    Setting("user", str, "", "account to become once the ports are open", "stay who started it"),
+    Setting("spool", path, "var/spool", "folder of the stores, one below it for each instance"),
+    _count("workers", "", "processes for the instances; 0: everything in one process", ceiling=256),
+    _count("base", "", "an instance's QMTP port is base + number", floor=0, ceiling=65535),
+    Setting("log", log, "-", "file of the log, - for standard output"),
+    Setting("relay", units.network, "", "clients that may send to any domain", "none", each="words"),
+    _time("stop", "10s", "how long to wait at a stop for what is under way", floor=0),
+    Setting("control", path, "control", "qmail's control folder of the primary, if there is one"),
+)
+
+PRIMARY = (
+    Setting("listen", units.listen, "tcp:25", "where clients come by SMTP", each="words"),
+    Setting("checks", word, "rcpthosts databytes", "checks in their order; options in [check NAME]", each="words"),
+    Setting("rcpthosts", units.domain_pattern, "", "take mail for these domains only", "all instances' domains",
+            each="words"),
+    Setting("greeting", line, "", "the banner's text; its first word is a host name", "me"),
+    _size("databytes", "50M", "largest message", floor=65536),
+    _size("line", "64K", "longest line of a message", floor=1000),
+    _size("command", "2K", "longest command line", floor=512),
+    _size("header", "1M", "longest header", floor=65536),
+    _count("hops", "100", "Received fields at which a message counts as looping", floor=10),
+    _count("recipients", "1000", "recipients of one message", floor=100),
+    _count("errors", "20", "errors of one client before it is cut off", floor=1),
+    _time("timeout", "300s", "a silent client is cut off", floor=300),
+    _time("session", "1h", "longest session", floor=300),
+    _count("sessions", "1000", "clients at once", floor=1),
+    _count("sessions-per-client", "50", "clients at once from one address", floor=1),
+    Setting("limit-exempt", units.network, "", "clients without the limit above", "none", each="words"),
+    Setting("certificate", path, "", "PEM file of the certificate and its chain, for STARTTLS", "no STARTTLS"),
+    Setting("key", path, "", "PEM file of its key", "in the certificate's file"),
+    # The usual client waits 300 s for our answer; twice the limit of a hand-over must fit (RFC 5321 4.5.3.2.6: 10 min).
+    _time("handover-time", "120s", "limit of one hand-over, the instance's filters included", ceiling=120),
+    _count("handover-connections", "4", "connections to each instance", floor=1),
+    Setting("share", units.share, "0.1", "part of the sessions that may wait for one instance"),
+    Setting("retry", schedule, "1s 2s 5s 10s*6 30s*10 1m*60 5m", "when hand-overs are tried again"),
+    _time("lifetime", "7d", "how long a hand-over is tried"),
+    _count("budget-messages", "100000", "messages kept here for one instance; then 452 for that one", floor=1),
+    _size("budget-bytes", "10G", "octets kept here for one instance; then 452"),
+    _time("budget-age", "7d", "age of the oldest kept here for one instance; then 452"),
+    _size("reserve", "100M", "free disk below which MAIL gets 452"),
+    _size("inline", "128K", "bodies up to this are stored in the database, longer ones as files"),
+)  # fmt: skip
+
+INSTANCE = (
+    Setting("role", units.one_of("normal", "bounce", "storm"), "normal", "bounce: sends the bounces of all; storm: takes diverted floods"),
+    Setting("domains", units.domain_pattern, "", "whose mail it gets: example.org, .example.org (below it), * (every other)",
+            "none", each="words"),
+    Setting("deliver", site, "mx", "next hop: mx, smtp:HOST[:PORT], lmtp:..., qmtp:...; several: tried in this order", each="words"),
+    Setting("route", route, "", "exceptions, DOMAIN=SITE, one a line; classic: smtproutes, qmtproutes", "none", each="words"),
+    _count("concurrency", "120", "deliveries at once; 0: hold"),
+    _count("concurrency-per-host", "20", "deliveries at once to one host", floor=1),
+    Setting("retry", schedule, "quadratic 20", "when to try again: qmail's, or times such as 1m 5m*3 1h*6 4h"),
+    _time("lifetime", "7d", "how long a message is tried"),
+    _time("bounce-lifetime", "1d", "how long a bounce is tried"),
+    Setting("bouncefrom", str, "MAILER-DAEMON", "local part of the sender that bounces show"),
+    Setting("bouncehost", units.host_name, "", "its domain", "me"),
+    Setting("doublebounceto", units.or_none("none", units.mailbox), "", "who gets bounces that cannot be delivered; none",
+            "postmaster@ me"),
+    _size("bouncemaxbytes", "64K", "of the message, so much goes into its bounce"),
+    Setting("helohost", units.host_name, "", "the name in EHLO", "me"),
+    Setting("bind", units.address_or_nothing, "", "source address of deliveries", "any"),
+    Setting("spool", path, "", "folder of its store, on a device of its own if wanted", "NAME below spool of [qmq]"),
+    Setting("handover", handover, "qmtp", "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host"),
+    Setting("process", units.one_of("shared", "own"), "shared", "own: a worker process of its own"),
+    _time("timeoutconnect", "60s", "limit of one connection attempt"),
+    _time("timeoutremote", "300s", "limit of each wait for the next hop's answer"),
+    Setting("peers", units.network, "127.0.0.1 ::1", "who may bring mail by QMTP over TCP", each="words"),
+    Setting("qmtp-listen", units.or_none("none", units.listen), "", "where it listens for QMTP; none", "127.0.0.1, base + number"),
+    _size("databytes", "50M", "largest message", floor=65536),
+    _count("hops", "100", "Received fields at which a message counts as looping", floor=10),
+    Setting("delay-notice", units.or_none("never", units.duration), "never", "tell the sender after this time; or never"),
+    _count("limit-messages", "1000000", "messages in its store; then 452", floor=1),
+    _size("limit-bytes", "50G", "octets in its store; then 452"),
+    Setting("tls", units.one_of("opportunistic", "none"), "opportunistic", "STARTTLS where the next hop offers it; or none"),
+    Setting("home", path, "", "qmail's folder of this instance, with control/ in it", "control-NN, HOME-NN/control"),
+)  # fmt: skip
+
+TABLES = {"qmq": GENERAL, "primary": PRIMARY, "instance": INSTANCE}
+RESERVED = frozenset({"qmq", "primary", "instances", "instance", "check"})
+
+
+def find(kind: str, key: str) -> Setting | None:
+    """The setting of that name in sections of that kind (qmq, primary, instance)."""
+    return next((setting for setting in TABLES[kind] if setting.key == key), None)
+
+
+def nearest(kind: str, key: str) -> str:
+    """A remedy for a key that is unknown there: the nearest known one, or where that key belongs."""
+    for other, table in TABLES.items():
+        if other != kind and any(setting.key == key for setting in table):
+            return f"{key} belongs into [{'NAME' if other == 'instance' else other}]"
+    if close := get_close_matches(key, [setting.key for setting in TABLES[kind]], 1, 0.5):
+        return f"do you mean {close[0]}?"
+    return f"known are {', '.join(setting.key for setting in TABLES[kind])}"
+
+
+def reference() -> Iterator[str]:
+    """The lines of the reference in docs/conf-qmq.md."""
+    for kind, table in TABLES.items():
+        yield f"### [{'NAME' if kind == 'instance' else kind}]"
+        yield ""
+        yield "| setting | default | meaning |"
+        yield "|---|---|---|"
+        for setting in table:
+            bounds = f" (at least {setting.text(setting.floor)})" if setting.floor and setting.floor > 1 else ""
+            bounds += f" (at most {setting.text(setting.ceiling)})" if setting.ceiling else ""
+            default = f"`{setting.default}`" if setting.default else setting.shown
+            yield f"| `{setting.key}` | {default} | {setting.help}{bounds} |"
+        yield ""

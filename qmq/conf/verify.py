@@ -1,0 +1,201 @@
+"""
+What no single line can tell: do the parts of the configuration fit together, and this machine?
+
+Each function adds to the findings; none changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from qmq.conf.control import Folder
+from qmq.conf.ground import Ground
+from qmq.conf.model import Conf, Instance, Listen
+from qmq.conf.read import Document
+from qmq.conf.settings import RESERVED, word
+from qmq.conf.units import BadValue, duration_text
+from qmq.conf.written import Findings, Written
+
+_PRIVILEGED = 1024
+
+
+def verify(conf: Conf, document: Document, findings: Findings) -> None:
+    """All that does not depend on the machine."""
+    _names(conf, document, findings)
+    _sections(conf, document, findings)
+    _roles(conf, document, findings)
+    _owners(conf, document, findings)
+    _hops(conf, document, findings)
+    _stores(conf, document, findings)
+    _ports(conf, document, findings)
+    _lifetimes(conf, document, findings)
+    _certificate(conf, document, findings)
+
+
+def _names(conf: Conf, document: Document, findings: Findings) -> None:
+    if not document.plan and not findings.errors:
+        findings.error(document.whole, "names no instance", "write 01:customer1 below [instances]")
+    for planned in document.plan:
+        if planned.name.lower() in RESERVED:
+            findings.error(planned.at, f"the name {planned.name} is taken by a section of qmq's own",
+                           f"write {planned.text}:{planned.name}1")  # fmt: skip
+            continue
+        try:
+            word(planned.name)  # it names a folder and a section
+        except BadValue as bad:
+            findings.error(planned.at, str(bad), bad.remedy)
+        if planned.number + conf.general.base > 65535:
+            findings.error(planned.at, f"port {conf.general.base} + {planned.number} is more than 65535",
+                           f"write a number up to {65535 - conf.general.base}")  # fmt: skip
+
+
+def _sections(conf: Conf, document: Document, findings: Findings) -> None:
+    names = [planned.name for planned in document.plan]
+    checks = [name for name, _ in conf.primary.checks]
+    for name, section in document.sections.items():
+        if name in {"qmq", "primary", "instances"} or name in names:
+            continue
+        if name.startswith("check "):
+            if name.removeprefix("check ") not in checks:
+                findings.warning(section.at, f"[{name}] is not used", "name it in checks = of [primary]")
+            continue
+        close = get_close_matches(name, [*names, "qmq", "primary", "instances"], 1, 0.6)
+        remedy = f"do you mean [{close[0]}]?" if close else f"write NUMBER:{name} into [instances], or cut it"
+        findings.error(section.at, f"[{name}] is no instance of [instances]", remedy)
+
+
+def _roles(conf: Conf, document: Document, findings: Findings) -> None:
+    for role in ("bounce", "storm"):
+        several = [instance for instance in conf.instances if instance.role == role]
+        for instance in several[1:]:
+            findings.error(place(conf, document, instance, "role"), f"{several[0].name} has role = {role} already",
+                           "one is enough: cut this one")  # fmt: skip
+    if conf.general.relay and conf.default is None:
+        findings.warning(conf.places.get("qmq.relay", document.whole), "relay clients can send to the listed domains only",
+                         "for all others give an instance `domains = *`")  # fmt: skip
+    if conf.instances and not any(instance.domains for instance in conf.instances):
+        findings.warning(document.whole, "no domain is anybody's: all mail is refused",
+                         "write domains = example.org into an instance's section")  # fmt: skip
+        return
+    for instance in conf.instances:
+        if not instance.domains and instance.role == "normal":
+            findings.warning(place(conf, document, instance), f"{instance.name} has no domains and gets no mail",
+                             f"write domains = example.org into [{instance.name}]")  # fmt: skip
+
+
+def _owners(conf: Conf, document: Document, findings: Findings) -> None:
+    owners: dict[bytes, Instance] = {}
+    for instance in conf.instances:
+        for pattern in instance.domains:
+            owner = owners.setdefault(pattern, instance)
+            if owner is not instance:
+                text = pattern.decode()
+                first = conf.places[f"{owner.name} domain {text}"]
+                at = conf.places[f"{instance.name} domain {text}"]
+                findings.error(
+                    at, f"{text} belongs to {owner.name} already ({first.place})", "a domain has one instance"
+                )
+
+
+def _hops(conf: Conf, document: Document, findings: Findings) -> None:
+    """A customer's MX usually is this gateway: mail would come back."""
+    for instance in conf.instances:
+        explicit = [d for d in instance.domains if d != b"*" and instance.route(d) is None]
+        if (
+            explicit
+            and instance.role == "normal"
+            and f"{instance.name}.deliver" not in conf.places
+            and not instance.default
+        ):
+            at = conf.places[f"{instance.name} domain {explicit[0].decode()}"]
+            findings.warning(at, f"{explicit[0].decode()} is delivered to its MX, which may be this gateway",
+                             f"write deliver = smtp:HOST into [{instance.name}], or deliver = mx if that is meant")  # fmt: skip
+
+
+def _stores(conf: Conf, document: Document, findings: Findings) -> None:
+    owners: dict[str, Instance] = {}
+    for instance in conf.instances:
+        owner = owners.setdefault(os.path.realpath(instance.spool), instance)
+        if owner is not instance:
+            findings.error(place(conf, document, instance, "spool"), f"{instance.spool} is {owner.name}'s store",
+                           "give each instance a folder of its own")  # fmt: skip
+
+
+def _ports(conf: Conf, document: Document, findings: Findings) -> None:
+    taken: dict[Listen, str] = {}
+    for name, at, listen in _listening(conf, document):
+        if (other := taken.get(listen) or taken.get(("", listen[1]))) is not None:
+            findings.error(at, f"{name} and {other} both listen on port {listen[1]}", "give one another port")
+        taken.setdefault(listen, name)
+
+
+def _listening(conf: Conf, document: Document) -> Iterator[tuple[str, Written, Listen]]:
+    for listen in conf.primary.listen:
+        yield "primary", conf.places.get("primary.listen", document.whole), listen
+    for instance in conf.instances:
+        if instance.qmtp_listen is not None and not instance.handover.host:
+            yield instance.name, place(conf, document, instance, "qmtp-listen"), instance.qmtp_listen
+
+
+def _lifetimes(conf: Conf, document: Document, findings: Findings) -> None:
+    for instance in conf.instances:
+        if instance.lifetime < 3600:
+            at = place(conf, document, instance, "lifetime")
+            remedy = "qmail's number is in seconds: 86400 is a day" if at.classic else "24h is a day"
+            findings.warning(at, f"mail is given up after {duration_text(instance.lifetime)}", remedy)
+
+
+def _certificate(conf: Conf, document: Document, findings: Findings) -> None:
+    primary = conf.primary
+    if primary.key and not primary.certificate:
+        findings.error(conf.places["primary.key"], "a key without a certificate", "write certificate = PATH too")
+    for key, path in (("certificate", primary.certificate), ("key", primary.key)):
+        at = conf.places.get(f"primary.{key}")
+        if path and at is not None and not os.path.isfile(path):
+            findings.error(at, f"{key}: there is no file {path}", "put the PEM file there, or cut this line")
+
+
+def verify_rcpthosts(conf: Conf, rows: list[Written] | None, folder: Folder, findings: Findings) -> None:
+    """Each domain of rcpthosts is somebody's; qmail would have looked up its MX, or delivered it here."""
+    local = {row.text.lower() for row in folder.rows("locals") or ()}
+    for row in rows or ():
+        if conf.instance_for(row.text.encode()) is not None:
+            continue
+        if row.text in local:
+            findings.warning(row, f"{row.text} was delivered on this machine: its mail is refused here",
+                             f"give it an instance, by {row.text}:127.0.0.1:1000+NUMBER in qmtproutes")  # fmt: skip
+        else:
+            findings.error(row, f"no instance delivers mail for {row.text}",
+                           f"write {row.text}:127.0.0.1:1000+NUMBER into qmtproutes, or make an instance the default")  # fmt: skip
+
+
+def verify_ground(conf: Conf, document: Document, findings: Findings, here: Ground) -> None:
+    """Whether this account may open the ports, and whom it can become."""
+    user = conf.general.user
+    low = [(name, at, listen[1]) for name, at, listen in _listening(conf, document) if listen[1] < _PRIVILEGED]
+    at_user = conf.places.get("qmq.user", document.whole)
+    if user and here.root and user not in here.accounts:
+        findings.error(at_user, f"there is no account {user}", f"create it (useradd --system {user}), or name another")
+    if user and not here.root:
+        findings.warning(
+            at_user, "only root can become another account: user is not used", "start it as root, or cut this line"
+        )
+    for name, at, port in low:
+        if port < here.lowest_port:
+            findings.error(at, f"{name} listens on port {port}, which needs root",
+                           "start it as root with user = ACCOUNT in [qmq], or write a port from 1024 on")  # fmt: skip
+    if here.root and not user:
+        if low:
+            findings.error(low[0][1], f"port {low[0][2]} is opened as root, and then everything would run as root",
+                           "write user = ACCOUNT into [qmq]")  # fmt: skip
+        else:
+            findings.warning(document.whole, "runs as root", "write user = ACCOUNT into [qmq]")
+
+
+def place(conf: Conf, document: Document, instance: Instance, key: str = "") -> Written:
+    """Where an instance's setting was said; if nowhere, where the instance was."""
+    if (at := conf.places.get(f"{instance.name}.{key}")) is not None:
+        return at
+    return next(planned.at for planned in document.plan if planned.number == instance.number)

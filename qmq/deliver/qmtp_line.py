@@ -1,0 +1,127 @@
+"""
+One QMTP connection as its owner uses it: packages out, answers in, large bodies as fast as the peer takes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from typing import Protocol as Interface
+
+from twisted.internet.interfaces import IPullProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from qmq.conversation import fast_writer
+from qmq.mail import Message, Replies, Reply
+from qmq.wire.qmtp_client import QMTPClientWire
+
+
+class Owner(Interface):
+    """Who uses a line; all calls come from the line, none of them within ``Line.send``."""
+
+    def made(self, line: Line) -> None:
+        """The connection is there."""
+
+    def answered(self, line: Line, finished: list[Replies]) -> None:
+        """The oldest packages were answered, in order."""
+
+    def free(self, line: Line) -> None:
+        """A large body has left: the line takes the next message."""
+
+    def lost(self, line: Line, finished: list[Replies]) -> None:
+        """The connection is gone, told once; *finished* has what is known of the packages outstanding."""
+
+
+@implementer(IPullProducer)
+class Line(Protocol):
+    """A connection; as a producer it gives its transport a large body piece by piece."""
+
+    _log = Logger()
+
+    def __init__(self, owner: Owner, *, extension: bool, mta: str) -> None:
+        self._owner = owner
+        self._wire = QMTPClientWire(extension=extension, mta=mta)
+        self._mta = mta
+        self._out: list[bytes] = []
+        self._gone = False
+        self.outstanding = 0
+
+    @property
+    def streaming(self) -> bool:
+        """A large body is on its way: nothing can be sent now."""
+        return self._wire.streaming
+
+    def connectionMade(self) -> None:
+        """Ready at once: QMTP has no greeting."""
+        self._transport = cast("Any", self.transport)  # its interface has no registerProducer, no abortConnection
+        self._write = fast_writer(self._transport)
+        self._owner.made(self)
+
+    def send(self, message: Message, low: int = 0) -> None:
+        """Take a message; small ones leave with flush. Raises ValueError if the wire cannot say it."""
+        self._out.append(self._wire.send(message, low))
+        self.outstanding += 1
+        if self._wire.streaming:
+            self.flush()
+            self._transport.registerProducer(self, streaming=False)
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        if self._out and not self._gone:
+            out = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+            self._out.clear()
+            self._write(out)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Answers."""
+        if self._gone:
+            return
+        finished = self._wire.receive(data)
+        self.outstanding -= len(finished)
+        if finished:
+            self._owner.answered(self, finished)
+        if self._wire.broken:
+            self._log.info("{mta} does not speak QMTP: {why}", mta=self._mta, why=self._wire.broken)
+            self.cut(Reply(451, "4.5.0", f"answer of {self._mta} is not proper QMTP"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The peer, or the network, has ended it."""
+        self._lost(Reply(451, "4.4.2", f"connection to {self._mta} lost"))
+
+    def close(self) -> None:
+        """End in order; only while nothing is outstanding."""
+        self._transport.loseConnection()
+
+    def cut(self, unknown: Reply) -> None:
+        """End now; *unknown* is the fate of whatever was not answered."""
+        if not self._gone:
+            self._transport.abortConnection()
+            self._lost(unknown)
+
+    def resumeProducing(self) -> None:
+        """The transport has sent what it had."""
+        if self._gone or not self._wire.streaming:
+            return
+        try:
+            chunk = self._wire.next_chunk()
+        except (OSError, ValueError):
+            self._log.failure("cannot read a body on its way to {mta}", mta=self._mta)
+            self.cut(Reply(451, "4.3.0", "message cannot be read here"))
+            return
+        # Not by the fast writer: only a transport that has sent a buffer asks for more.
+        self._transport.write(chunk)
+        if not self._wire.streaming:
+            self._transport.unregisterProducer()
+            self._owner.free(self)
+
+    def stopProducing(self) -> None:
+        """The connection is going; connectionLost follows."""
+
+    def _lost(self, unknown: Reply) -> None:
+        if not self._gone:
+            self._gone = True
+            self._out.clear()
+            self.outstanding = 0
+            self._owner.lost(self, self._wire.cut(unknown))

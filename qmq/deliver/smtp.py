@@ -1,0 +1,428 @@
+"""
+A connection to an SMTP or LMTP server: greeting, EHLO, STARTTLS, then message after message.
+
+The opening is a dialogue that waits for each answer, so a coroutine; what comes
+after is the wire's, and this protocol only carries bytes, long texts and
+reports. Time is kept by one deadline that somebody checks once a second for all
+connections (`check`): it moves when a whole reply has come or the server has
+taken a piece of a long text, never by single octets, so that dripping helps
+nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHandshakeListener, IPullProducer, IReactorTime, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from qmq.conversation import fast_writer
+from qmq.interfaces import IConnection
+from qmq.mail import DeliveryFailure, Message, Reply, Seconds, value
+from qmq.wire.replies import ProtocolError, ReplyParser
+from qmq.wire.smtp_client import Finished, SMTPClientWire, Stage
+from qmq.wire.smtp_envelope import Extensions, extensions
+
+_log = Logger()
+
+# What a message gets whose kept connection turned out to be closed before anything was answered: nothing was
+# delivered, and a new connection may be tried at once.
+STALE = Reply(451, "4.4.2", "the kept connection had been closed by the peer")
+
+# How long the answer to QUIT is waited for; it changes nothing any more.
+_FAREWELL: Seconds = 5
+
+# EHLO's answer has a line for each extension; servers of today offer up to fifteen.
+_EHLO_LINES = 64
+
+
+@value
+class Manner:
+    """How we speak to a site's hosts. The times are those of RFC 5321 4.5.3.2."""
+
+    helo: bytes = b"localhost"
+    lmtp: bool = False
+    tls: Callable[[str], Any] | None = None  # STARTTLS's options for a host's name; None: stay in clear
+    tls_text: Callable[[Any], str] | None = None  # of a transport: protocol, cipher, verified or unverified
+    tls_required: bool = False  # no message in clear
+    chunking: bool = True  # BDAT where it is offered
+    messages: int = 1000  # on one connection
+    command_seconds: Seconds = 300  # banner, EHLO, MAIL, RCPT
+    initiation_seconds: Seconds = 120  # DATA
+    data_seconds: Seconds = 180  # a piece of the text to be taken
+    end_seconds: Seconds = 600  # the answer to the final dot
+    tls_seconds: Seconds = 60  # the handshake
+    idle_seconds: Seconds = 30  # kept open without a message
+
+
+class TLSFailure(DeliveryFailure):
+    """STARTTLS was agreed on, and no encrypted session came of it."""
+
+
+@implementer(IConnection, IHandshakeListener, IPullProducer)
+class SMTPConnection(Protocol):
+    """
+    One connection for one site's work (IWork).
+
+    *ready* fires with it once messages can be sent, or fails with
+    DeliveryFailure; then the connection is closed. *gone* is called when the
+    transport is.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, work: Any, host: str, address: str, manner: Manner, gone: Callable[[Any], None]
+    ) -> None:
+        self.host = host
+        self.mta = f"{host} ({address})" if address != host else f"[{host}]"
+        self.tls = ""  # protocol, cipher, verified or unverified; empty in clear
+        self.offered = Extensions()
+        self.ready: Deferred[SMTPConnection] = Deferred(self._given_up)
+        self._clock = clock
+        self._work = work
+        self._manner = manner
+        self._gone = gone
+        self._parser: ReplyParser | None = ReplyParser(self.mta, _EHLO_LINES)  # while opening
+        self._waiting: Deferred[Any] | None = None  # the opening's next reply, or the handshake
+        self._shaking = False  # between STARTTLS's 220 and the answer to EHLO behind it
+        self._wire: SMTPClientWire | None = None  # once ready
+        self._write: Callable[[bytes], None]
+        self._left = manner.messages
+        self._answered = 0  # the wire's count of replies when the deadline was last moved
+        self._fresh = 0  # likewise when the last message was begun on the idle connection
+        self._producing = False
+        self._closing = False  # asked to close when nothing is outstanding
+        self._over = False  # reported as lost; nothing more is sent
+        self._deadline = clock.seconds() + manner.command_seconds
+
+    # IConnection
+
+    def send(self, message: Message) -> None:
+        """Begin with this message; only while idle. It is never reported before this returns."""
+        wire = self._wire
+        if wire is None or self._over:
+            replies = [STALE] * len(message.envelope.recipients)
+            self._clock.callLater(0, self._work.finished, message, replies)
+            return
+        self._left -= 1
+        self._fresh = wire.answered
+        wire.send(message)
+        if wire.idle:  # refused here, for what the server does not offer
+            self._clock.callLater(0, self._go_on, wire, wire.finished())
+            return
+        self._flush(wire)
+        self._wait(wire)
+
+    def close(self) -> None:
+        """End in order (QUIT) if idle, else after what is outstanding."""
+        self._closing = True
+        if self._wire is None:
+            self.abort()
+        elif self._wire.idle and not self._over:
+            self._quit()
+
+    def abort(self) -> None:
+        """Cut now; what is outstanding is reported with 4yz."""
+        self._cut(Reply(451, "4.4.2", f"the connection to {self.mta} was given up"))
+
+    def check(self, now: Seconds) -> None:
+        """Act if the server's time, or an idle connection's, is over by *now* (the clock's seconds)."""
+        if now < self._deadline:
+            return
+        wire = self._wire
+        if self._over:
+            self._abort_transport()
+        elif wire is None:
+            self._cut(Reply(451, "4.4.2", f"{self.mta} gave no answer in time"))
+        elif wire.idle:
+            self._quit()
+        else:
+            self._cut(Reply(451, "4.4.2", f"{self.mta} gave no answer in time ({wire.stage.name.lower()})"))
+
+    def not_reached(self, reason: Failure) -> None:
+        """There will be no transport."""
+        self._fail(Reply(451, "4.4.1", f"cannot connect to {self.mta}: {reason.getErrorMessage()}"))
+
+    # The opening.
+
+    def connectionMade(self) -> None:
+        """Keep the line alive, and wait for the banner."""
+        transport = self.transport
+        assert transport is not None
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+            transport.setTcpKeepAlive(True)
+        self._write = transport.write
+        self._extend(self._manner.command_seconds)
+        Deferred.fromCoroutine(self._open()).addErrback(self._not_opened)
+
+    async def _open(self) -> None:
+        banner = await self._reply()
+        if not banner.ok:
+            raise DeliveryFailure(_turned_away(banner))
+        await self._hello()
+        manner = self._manner
+        if manner.tls is not None and self.offered.starttls:
+            answer = await self._ask(b"STARTTLS\r\n")
+            if answer.ok:
+                await self._start_tls(manner.tls)
+        if manner.tls_required and not self.tls:
+            raise DeliveryFailure(Reply(451, "4.7.10", "encryption is required, and not to be had", self.mta))
+        self._begin()
+
+    async def _hello(self) -> None:
+        manner = self._manner
+        verb = b"LHLO" if manner.lmtp else b"EHLO"
+        answer = await self._ask(b"%s %s\r\n" % (verb, manner.helo))
+        if answer.ok:
+            self.offered = extensions(answer)
+        elif answer.permanent and not manner.lmtp:
+            # RFC 5321 3.2: a server without extensions.
+            self.offered = Extensions()
+            answer = await self._ask(b"HELO %s\r\n" % manner.helo)
+        if not answer.ok:
+            raise DeliveryFailure(_turned_away(answer))
+
+    async def _start_tls(self, options: Callable[[str], Any]) -> None:
+        # Nothing said in clear counts inside: octets behind the 220 have cut the connection already (see
+        # _opening_reply), and what was offered is asked anew (RFC 3207 4.2; CVE-2021-38371 in a client).
+        transport: Any = self.transport
+        self._parser = ReplyParser(self.mta, _EHLO_LINES)
+        self.offered = Extensions()
+        self._shaking = True
+        self._waiting = Deferred()
+        self._extend(self._manner.tls_seconds)
+        handshake = self._waiting
+        transport.startTLS(options(self.host))
+        await handshake
+        await self._hello()
+        self._shaking = False
+        text = self._manner.tls_text
+        self.tls = text(transport) if text is not None else "TLS"
+
+    def handshakeCompleted(self) -> None:
+        """TLS is on."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    def _ask(self, command: bytes) -> Deferred[Reply]:
+        self._write(command)
+        return self._reply()
+
+    def _reply(self) -> Deferred[Reply]:
+        self._extend(self._manner.command_seconds)
+        self._waiting = waiting = Deferred[Reply]()
+        return waiting
+
+    def _opening_reply(self, parser: ReplyParser, data: bytes) -> None:
+        try:
+            parser.receive(data)
+            reply = parser.next_reply()
+            if reply is None:
+                return
+            if parser.held or self._waiting is None:
+                raise ProtocolError("an answer to what was not asked yet")
+        except ProtocolError as error:
+            self._cut(Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}"))
+            return
+        waiting, self._waiting = self._waiting, None
+        waiting.callback(reply)
+
+    def _begin(self) -> None:
+        transport: Any = self.transport
+        manner = self._manner
+        self._parser = None
+        self._wire = SMTPClientWire(self.offered, self.mta, self._more, lmtp=manner.lmtp, chunking=manner.chunking)
+        self._write = transport.write if self.tls else fast_writer(transport)
+        self._extend(manner.idle_seconds)
+        self.ready.callback(self)
+
+    def _not_opened(self, failure: Failure) -> None:
+        if failure.check(DeliveryFailure):
+            self._fail(failure.value.reply)  # type: ignore[attr-defined]  # of a DeliveryFailure
+            return
+        if not self._shaking:  # a host's name that no certificate can have is the host's fault, all else is ours
+            _log.failure("cannot open a connection to {mta}", failure, mta=self.mta)
+        self._fail(Reply(451, "4.3.0", f"cannot open a connection to {self.mta}: {failure.value}"))
+
+    def _fail(self, reply: Reply) -> None:
+        """The opening has come to nothing."""
+        if self._over:
+            return
+        self._over = True
+        self._abort_transport()
+        self.ready.errback(TLSFailure(reply) if self._shaking else DeliveryFailure(reply))
+
+    def _given_up(self, _ready: Deferred[SMTPConnection]) -> None:
+        self._over = True
+        self._abort_transport()
+
+    # Messages.
+
+    def dataReceived(self, data: bytes) -> None:
+        """Replies have come."""
+        wire = self._wire
+        if self._over:
+            if self.transport is not None:
+                self.transport.loseConnection()  # QUIT is answered
+        elif wire is not None:
+            self._go_on(wire, wire.receive(data))
+        elif self._parser is not None:
+            self._opening_reply(self._parser, data)
+
+    def _go_on(self, wire: SMTPClientWire, finished: Finished) -> None:
+        """Send what follows, then report what is known: the network does not wait for our books."""
+        if wire.trouble is None:
+            self._flush(wire)
+        work = self._work
+        for message, replies in finished:
+            work.finished(message, replies)
+        if self._over:
+            return
+        if wire.trouble is not None:
+            self._lose(wire.trouble)
+            self._abort_transport()
+        elif not wire.idle:
+            if wire.answered != self._answered:
+                self._wait(wire)
+        elif self._closing or self._left <= 0:
+            self._quit()
+        elif finished:
+            self._extend(self._manner.idle_seconds)
+            work.idle(self)
+
+    def _more(self) -> Message | None:
+        if self._closing or self._over or self._left <= 0:
+            return None
+        message: Message | None = self._work.take()
+        if message is not None:
+            self._left -= 1
+        return message
+
+    def _flush(self, wire: SMTPClientWire) -> None:
+        out = wire.to_send()
+        if out:
+            self._write(out)
+        if wire.streaming and not self._producing:
+            self._producing = True
+            # A piece at a time, when the one before has left: memory is bounded by two pieces, however long the text.
+            transport: Any = self.transport
+            transport.registerProducer(self, streaming=False)
+
+    def resumeProducing(self) -> None:
+        """The transport has room for the next piece of a long text."""
+        wire = self._wire
+        transport: Any = self.transport
+        chunk = b""
+        while wire is not None and wire.streaming and not chunk:
+            chunk = wire.next_chunk()
+        if chunk:
+            transport.write(chunk)
+        if wire is None or self._over:
+            return
+        self._wait(wire)
+        if not wire.streaming:
+            self._producing = False
+            transport.unregisterProducer()
+            # Later: what is reported may lead back here.
+            self._clock.callLater(0, self._text_left, wire)
+
+    def _text_left(self, wire: SMTPClientWire) -> None:
+        if not self._over:
+            self._go_on(wire, wire.finished())
+
+    def stopProducing(self) -> None:
+        """The transport is going; connectionLost tells the rest."""
+
+    def _wait(self, wire: SMTPClientWire) -> None:
+        """There was progress: the server has its time anew."""
+        self._answered = wire.answered
+        manner = self._manner
+        match wire.stage:
+            case Stage.END:
+                self._extend(manner.end_seconds)
+            case Stage.COMMAND:
+                self._extend(manner.command_seconds)
+            case Stage.TEXT:
+                self._extend(manner.data_seconds)
+            case Stage.INITIATION:
+                self._extend(manner.initiation_seconds)
+            case Stage.IDLE:
+                self._extend(manner.idle_seconds)
+
+    def _extend(self, seconds: Seconds) -> None:
+        self._deadline = self._clock.seconds() + seconds
+
+    # The end.
+
+    def _quit(self) -> None:
+        self._write(b"QUIT\r\n")
+        self._extend(_FAREWELL)
+        self._lose(None)
+
+    def _cut(self, reason: Reply) -> None:
+        """Report what is outstanding with *reason*, and leave."""
+        if self._over:
+            self._abort_transport()
+            return
+        wire = self._wire
+        if wire is None:
+            self._fail(reason)
+            return
+        wire.abandon(reason)
+        finished = wire.finished()
+        self._lose(reason, finished)
+        self._abort_transport()
+
+    def _lose(self, reason: Reply | None, finished: Finished | None = None) -> None:
+        self._over = True
+        for message, replies in finished or ():
+            self._work.finished(message, replies)
+        # A connection that the server closed while it was idle is no mark against the server.
+        self._work.lost(self, None if reason is STALE else reason)
+
+    def _abort_transport(self) -> None:
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The transport is gone."""
+        wire = self._wire
+        self._gone(self)
+        if self._over:
+            return
+        text = (
+            f"{self.mta} closed the connection"
+            if reason.check(ConnectionDone, ConnectionLost)
+            else f"{self.mta}: {reason.value}"
+        )
+        if wire is None:
+            self._fail(Reply(451, "4.4.2", text))
+        elif wire.idle:
+            self._lose(None)  # the server's idle time was over before ours
+        else:
+            kept = self._manner.messages - self._left > 1
+            stale = kept and wire.answered == self._fresh
+            self._cut(STALE if stale else Reply(451, "4.4.2", text))
+
+
+def _turned_away(reply: Reply) -> Reply:
+    """
+    What a host's refusal to greet means for the mail.
+
+    Nothing of the message was said yet, so it is the host's trouble and
+    temporary, as in qmail; but 554 and 521 mean that no mail is taken here
+    (RFC 5321 3.1, RFC 7504).
+    """
+    if reply.temporary or reply.code in {521, 554}:
+        return reply
+    if reply.code < 400:
+        return Reply(451, "4.5.0", f"a greeting with {reply.code}: {reply.text}", reply.mta)
+    return Reply(reply.code - 100, "4" + reply.status[1:], reply.text, reply.mta)

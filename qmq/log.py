@@ -1,0 +1,274 @@
+"""
+The event log: one line for each fact about a message, written in batches.
+
+    2026-11-23T18:07:02.123Z delivered id=q1-2a queue=customer1 to=<u@example.org> delay=0.4 reply="250 2.0.0 ok"
+
+A line is the time (UTC), what happened, and fields by name. A value with a
+space, a quote or anything but printable ASCII in it stands in quotes, escaped
+as in JSON: no stranger writes a line of his own into it. A log that can't be
+written never stops mail: lines wait up to a bound, then are dropped, counted
+in *dropped*, and owned up to when writing works again.
+"""
+
+# ruff: noqa: A002 - a message has an id, here as everywhere
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import re
+import select
+import socket
+import stat
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from qmq.mail import Address, Clock, Octets, Reply, Seconds, Session
+
+_PLAIN = re.compile(r"[!#-<>-~]+").fullmatch  # nothing to escape: no space, quote or equals sign
+_LONGEST_VALUE = 1000
+_MOST_RECIPIENTS = 100
+# A pipe that is writable takes this much at once (POSIX PIPE_BUF on Linux).
+_PIECE: Octets = 4096
+
+Write = Callable[[bytes], None]
+
+
+class EventLog:
+    """
+    Gathers lines; gives *write* many at once: *lines* of them, or what came in *delay* seconds.
+
+    *write* may raise BlockingIOError (characters_written says how much was
+    taken): the rest waits, up to *room* octets. After any other OSError the
+    batch is gone. Nothing is ever raised to whoever logs.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        clock: IReactorTime,
+        wall: Clock,
+        *,
+        lines: int = 64,
+        delay: Seconds = 0.2,
+        room: Octets = 1 << 20,
+    ) -> None:
+        self.dropped = 0
+        self._write = write
+        self._clock = clock
+        self._wall = wall
+        self._lines = lines
+        self._delay = delay
+        self._room = room
+        self._facts: list[tuple[Seconds, Callable[..., str], tuple[Any, ...]]] = []
+        self._waiting = b""  # written in part, or not at all, by a write that would have blocked
+        self._owned_up = 0  # how many of *dropped* the log itself knows of
+        self._timer: IDelayedCall | None = None
+        self._second = -1
+        self._date = ""
+
+    def accepted(
+        self, id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets
+    ) -> None:
+        """The primary said 250: the message is safe somewhere."""
+        self._log(_accepted, id, session, sender, recipients, size)
+
+    def refused(
+        self, session: Session, sender: Address | None, recipient: Address | None, reply: Reply, reason: str = ""
+    ) -> None:
+        """A client was told 4yz or 5yz; *reason* is the check's own word, which the client did not get."""
+        self._log(_refused, session, sender, recipient, reply, reason)
+
+    def handed(self, id: bytes, instance: str, recipients: Sequence[Address]) -> None:
+        """An instance took the message for these recipients."""
+        self._log(_handed, id, instance, recipients)
+
+    def kept(self, id: bytes, reason: str) -> None:
+        """The primary's own store took it, because..."""
+        self._log(_kept, id, reason)
+
+    def delivered(self, id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> None:
+        """The next host took it, *seconds* after it came."""
+        self._log(_delivered, id, queue, recipient, reply, seconds)
+
+    def deferred(self, id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> None:
+        """It is tried again at *due* (wall clock)."""
+        self._log(_deferred, id, queue, recipient, due, reply)
+
+    def failed(self, id: bytes, queue: str, recipient: Address, reply: Reply) -> None:
+        """No further attempt."""
+        self._log(_failed, id, queue, recipient, reply)
+
+    def bounced(self, id: bytes, bounce_id: bytes, queue: str, to: Address) -> None:
+        """A notice about it was taken over."""
+        self._log(_bounced, id, bounce_id, queue, to)
+
+    def dropped_bounce(self, id: bytes, queue: str, why: str) -> None:
+        """Nobody will be told of its failure."""
+        self._log(_dropped_bounce, id, queue, why)
+
+    def warning(self, text: str) -> None:
+        """For the operator."""
+        self._log(_warning, text)
+
+    def _log(self, render: Callable[..., str], *facts: Any) -> None:
+        if len(self._facts) >= self._lines and self._waiting:
+            self.dropped += 1  # the batch is full, and the one before can't be written
+            return
+        self._facts.append((self._wall(), render, facts))
+        if len(self._facts) >= self._lines:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self._clock.callLater(self._delay, self.flush)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        if self._timer is not None:
+            if self._timer.active():
+                self._timer.cancel()
+            self._timer = None
+        facts = self._facts
+        if len(self._waiting) < self._room:
+            self._facts = []
+            batch = self._waiting + "".join([self._line(*fact) for fact in facts]).encode("ascii")
+        else:
+            batch = self._waiting
+        self._waiting = b""
+        if self.dropped > self._owned_up:
+            batch += self._line(self._wall(), _warning, (f"{self.dropped} log lines dropped until now",)).encode()
+            self._owned_up = self.dropped
+        try:
+            if batch:
+                self._write(batch)
+        except BlockingIOError as full:
+            self._waiting = batch[getattr(full, "characters_written", 0) :]
+            self._timer = self._clock.callLater(self._delay, self.flush)
+        except (OSError, ValueError):  # disk full, pipe broken, file closed: the mail goes on
+            self.dropped += batch.lstrip(b"\n").count(b"\n")
+            self._waiting = b"\n"  # what was written may end within a line
+
+    def _line(self, at: Seconds, render: Callable[..., str], facts: tuple[Any, ...]) -> str:
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._date = _date(second)
+        return f"{self._date}.{int(at * 1000) % 1000:03d}Z {render(*facts)}\n"
+
+
+def _date(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _text(text: str) -> str:
+    """One word, whatever a stranger wrote."""
+    return text if len(text) <= _LONGEST_VALUE and _PLAIN(text) else json.dumps(text[:_LONGEST_VALUE])
+
+
+def _bytes(raw: bytes) -> str:
+    return _text(raw.decode("utf-8", "backslashreplace"))
+
+
+def _mailbox(address: Address | None) -> str:
+    return "-" if address is None else _text(f"<{bytes(address).decode('utf-8', 'backslashreplace')}>")
+
+
+def _mailboxes(recipients: Sequence[Address]) -> str:
+    some = ",".join(map(_mailbox, recipients[:_MOST_RECIPIENTS]))
+    return f"recipients={len(recipients)} to={some}"
+
+
+def _answer(reply: Reply) -> str:
+    words = _text(" ".join(filter(None, (str(reply.code), reply.status, reply.text))))
+    return f"{words} mta={_text(reply.mta)}" if reply.mta else words
+
+
+def _client(session: Session) -> str:
+    tls = f" tls={_text(session.tls)}" if session.tls else ""
+    user = f" user={_bytes(session.user)}" if session.user else ""
+    return f"client={_text(session.client)} helo={_bytes(session.helo)}{tls}{user}"
+
+
+def _accepted(id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets) -> str:
+    return f"accepted id={_bytes(id)} {_client(session)} from={_mailbox(sender)} {_mailboxes(recipients)} size={size}"
+
+
+def _refused(session: Session, sender: Address | None, recipient: Address | None, reply: Reply, reason: str) -> str:
+    why = f" reason={_text(reason)}" if reason else ""
+    return f"refused {_client(session)} from={_mailbox(sender)} to={_mailbox(recipient)} reply={_answer(reply)}{why}"
+
+
+def _handed(id: bytes, instance: str, recipients: Sequence[Address]) -> str:
+    return f"handed id={_bytes(id)} instance={_text(instance)} {_mailboxes(recipients)}"
+
+
+def _kept(id: bytes, reason: str) -> str:
+    return f"kept id={_bytes(id)} reason={_text(reason)}"
+
+
+def _delivery(id: bytes, queue: str, recipient: Address) -> str:
+    return f"id={_bytes(id)} queue={_text(queue)} to={_mailbox(recipient)}"
+
+
+def _delivered(id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> str:
+    return f"delivered {_delivery(id, queue, recipient)} delay={seconds:.1f} reply={_answer(reply)}"
+
+
+def _deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> str:
+    return f"deferred {_delivery(id, queue, recipient)} due={_date(int(due))}Z reply={_answer(reply)}"
+
+
+def _failed(id: bytes, queue: str, recipient: Address, reply: Reply) -> str:
+    return f"failed {_delivery(id, queue, recipient)} reply={_answer(reply)}"
+
+
+def _bounced(id: bytes, bounce_id: bytes, queue: str, to: Address) -> str:
+    return f"bounced id={_bytes(id)} bounce={_bytes(bounce_id)} queue={_text(queue)} to={_mailbox(to)}"
+
+
+def _dropped_bounce(id: bytes, queue: str, why: str) -> str:
+    return f"dropped-bounce id={_bytes(id)} queue={_text(queue)} why={_text(why)}"
+
+
+def _warning(text: str) -> str:
+    return f"warning text={json.dumps(text[:_LONGEST_VALUE])}"
+
+
+def to_descriptor(fd: int) -> Write:
+    """
+    A *write* for EventLog to a file, pipe or socket that others may share; it never waits.
+
+    Others may share it, so it is not set to O_NONBLOCK: we look before each
+    piece. A reader that is stuck is BlockingIOError.
+    """
+    put: Callable[[bytes], int]
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        stream = socket.socket(fileno=os.dup(fd))
+        put = functools.partial(_send, stream)
+    else:
+        put = functools.partial(_write, fd)
+
+    def write(batch: bytes) -> None:
+        done = 0
+        while done < len(batch):
+            try:
+                done += put(batch[done : done + _PIECE])
+            except BlockingIOError as full:
+                raise BlockingIOError(full.errno, full.strerror, done) from full
+
+    return write
+
+
+def _write(fd: int, piece: bytes) -> int:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(0):
+        raise BlockingIOError(errno.EAGAIN, "the log's reader is stuck")
+    return os.write(fd, piece)
+
+
+def _send(stream: socket.socket, piece: bytes) -> int:
+    return stream.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -1,0 +1,112 @@
+"""
+What an attempt has made of an entry: who is done, who waits, who failed.
+
+Pure: an entry, the replies and the times in; the entry changed, and what
+happened for the log out. A delivered recipient leaves. A deferred one stays
+with its latest reply. A failed one (5yz, or 4yz from an attempt after the
+lifetime) moves to *bouncing* until its bounce has been taken over. What a null
+sender means for a bounce is the bouncer's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qmq.mail import Address, Entry, Envelope, Message, Reply, Seconds, value
+from qmq.queue.schedule import Schedule, expired
+
+Outcomes = tuple[tuple[Address, Reply], ...]
+
+
+@value
+class Settled:
+    """What an attempt has made of each recipient, for the log."""
+
+    delivered: Outcomes = ()
+    deferred: Outcomes = ()
+    failed: Outcomes = ()
+
+
+# The hop owes a reply for each recipient; one that it did not give must not count as delivered.
+_NO_REPLY = Reply(451, "4.3.0", "no reply for this recipient")
+
+
+def settle(
+    entry: Entry,
+    replies: Sequence[Reply],
+    started: Seconds,
+    now: Seconds,
+    schedule: Schedule,
+    lifetime: Seconds,
+    jitter: float = 0.0,
+) -> Settled:
+    """
+    Change *entry* by the *replies* to an attempt that *started* then and is over *now* (wall clock).
+
+    Afterwards its due is None if no recipient is left. One generation of
+    bounces at a time: while an earlier one waits to be taken over, a recipient
+    that fails stays, and its next attempt decides; else two bounces under two
+    tokens would tell of the same recipient.
+    """
+    envelope = entry.message.envelope
+    recipients = envelope.recipients
+    entry.attempts += 1
+    if len(recipients) == 1 and replies and replies[0].ok:
+        delivered = ((recipients[0], replies[0]),)
+        _keep_only(entry, ())
+        return Settled(delivered)
+    final = expired(entry.born, started, lifetime)
+    may_fail = not entry.bouncing
+    sorted_out: tuple[list[tuple[Address, Reply]], ...] = ([], [], [])
+    delivered_, deferred, failed = sorted_out
+    for i, recipient in enumerate(recipients):
+        reply = replies[i] if i < len(replies) else _NO_REPLY
+        if reply.ok:
+            delivered_.append((recipient, reply))
+        elif may_fail and reply.permanent:
+            failed.append((recipient, reply))
+        elif may_fail and final:
+            failed.append((recipient, _given_up(reply, now - entry.born)))
+        else:
+            deferred.append((recipient, reply))
+    _keep_only(entry, tuple(deferred))
+    if deferred:
+        # As qmail: counted from the start of the attempt, so that a slow host does not slow the schedule.
+        due = schedule.next_attempt(entry.born, started, entry.attempts - 1, jitter)
+        entry.due = max(due, now + 1)
+    if failed:
+        entry.bouncing = tuple(failed)
+        entry.generation += 1
+    return Settled(tuple(delivered_), tuple(deferred), tuple(failed))
+
+
+def _keep_only(entry: Entry, deferred: Outcomes) -> None:
+    """Leave these in the entry, to be tried again, with their latest replies."""
+    message = entry.message
+    envelope = message.envelope
+    if len(deferred) != len(envelope.recipients):
+        left = Envelope(
+            envelope.token,
+            envelope.sender,
+            tuple([recipient for recipient, _ in deferred]),
+            envelope.origin,
+            envelope.body_type,
+            envelope.smtputf8,
+        )
+        entry.message = Message(left, message.fields, message.body)
+    entry.last = dict(deferred)
+    entry.due = None
+
+
+def _given_up(reply: Reply, age: Seconds) -> Reply:
+    """The last word of a next hop with ours behind it (RFC 3463: X.4.7, delivery time expired)."""
+    text = f"{reply.text}\nstill not delivered after {span(age)}, giving up"
+    return Reply(554, "5.4.7", text, reply.mta)
+
+
+def span(seconds: Seconds) -> str:
+    """A time for people: ``25 hours``, ``7 days``."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} seconds"

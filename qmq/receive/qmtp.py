@@ -1,0 +1,407 @@
+"""
+Mail taken in by QMTP: from the primary, from other qmq peers, and from plain QMTP clients such as qmail.
+
+A session takes packages one behind the other, up to a window, without waiting
+for what becomes of them, so that the queue may commit them together; the
+answers leave in the packages' order. Nothing is answered K that the next hop
+has not: a connection that breaks off in a package takes that package with it,
+and what was handed on already is finished, answered or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, cast
+from typing import Protocol as Interface
+
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import IPv6Address as IPv6Peer
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from qmq.conversation import fast_writer
+from qmq.mail import Address, Clock, Envelope, Message, Octets, Origin, Replies, Reply, Seconds, Session, Token
+from qmq.receive.draft import Draft, Drafts
+from qmq.receive.trace import Trace, hops
+from qmq.wire.netstring import ProtocolError
+from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+NO_ROOM = Reply(452, "4.3.1", "no room for the message now")
+TOO_MANY_HOPS = Reply(554, "5.4.6", "too many hops, this message is looping")
+ENDLESS_HEADER = Reply(552, "5.3.4", "message header too big")
+TROUBLE = Reply(451, "4.3.0", "trouble here, try again later")
+
+
+class InDoubtHop(Interface):
+    """A next hop that also takes what a peer hands over; *low* as in ISpool.keep."""
+
+    def send(self, message: Message) -> Deferred[Replies]:
+        """As INextHop.send."""
+
+    def send_in_doubt(self, message: Message, low: int) -> Deferred[Replies]:
+        """As INextHop.send, for a message under its peer's token."""
+
+
+class QMTPFactory(ServerFactory):
+    """
+    QMTP sessions for one instance.
+
+    *accept* decides on each recipient: None, or the refusal; it is told whether
+    a peer vouches for the message. Over TCP only *peers* are let in, at most
+    *sessions* at once; who may use the extension: every unix socket if
+    *extension*, and *extension_peers*. To other clients *session_seconds* and
+    *idle_seconds* apply. Within a package *least* octets must come every
+    *stall_seconds*, and answers must be read as fast. Reading pauses while
+    *window* packages or *held* octets of a session wait for the next hop.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        wall: Clock,
+        drafts: Drafts,
+        hop: InDoubtHop,
+        next_token: Callable[[], Token],
+        accept: Callable[[Address, bool], Reply | None],
+        me: bytes,
+        peers: Networks = (),
+        extension: bool = False,
+        extension_peers: Networks = (),
+        message_octets: Octets = 1 << 30,
+        recipients: int = 1000,
+        max_hops: int = 100,
+        window: int = 64,
+        held: Octets = 1 << 23,
+        sessions: int = 100,
+        session_seconds: Seconds = 3600,
+        idle_seconds: Seconds = 300,
+        stall_seconds: Seconds = 60,
+        least: Octets = 16384,
+    ) -> None:
+        self.clock = clock
+        self.drafts = drafts
+        self.hop = hop
+        self.next_token = next_token
+        self.accept = accept
+        self.trace = Trace(me, wall)
+        self.max_hops = max_hops
+        self.held = held
+        self.session_seconds = session_seconds
+        self.idle_seconds = idle_seconds
+        self.stall_seconds = stall_seconds
+        self.least = least
+        self.now: Seconds = clock.seconds()  # to the second: the latest sweep
+        self._sessions: set[QMTPServer] = set()
+        self._limit = sessions
+        self._peers = peers
+        self._extension = extension
+        self._extension_peers = extension_peers
+        self._wire = lambda extended: QMTPServerWire(
+            extension=extended, message_octets=message_octets, recipients=recipients, window=window
+        )
+        self._sweeping = False
+        self._stopped: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> QMTPServer | None:
+        """A session, or None: the connection is closed at once."""
+        if self._stopped is not None or len(self._sessions) >= self._limit:
+            return None
+        if isinstance(addr, IPv4Address | IPv6Peer):
+            trusted = _within(addr.host, self._extension_peers)
+            if not trusted and not _within(addr.host, self._peers):
+                return None
+            return QMTPServer(self, self._wire(trusted), addr.host, addr.port, trusted=trusted)
+        if isinstance(addr, UNIXAddress):
+            return QMTPServer(self, self._wire(self._extension), "", 0, trusted=self._extension)
+        return None
+
+    def stop(self) -> Deferred[None]:
+        """Take no further package; fires when all that was taken is answered and every session is closed."""
+        if self._stopped is None:
+            self._stopped = Deferred()
+            for session in tuple(self._sessions):
+                session.end()
+            if not self._sessions:
+                self._stopped.callback(None)
+        return self._stopped if not self._stopped.called else succeed(None)
+
+    def opened(self, session: QMTPServer) -> None:
+        """A session begins."""
+        self._sessions.add(session)
+        if not self._sweeping:
+            self._sweeping = True
+            self.now = self.clock.seconds()
+            self.clock.callLater(1.0, self._sweep)
+
+    def closed(self, session: QMTPServer) -> None:
+        """A session is over."""
+        self._sessions.discard(session)
+        if not self._sessions and self._stopped is not None and not self._stopped.called:
+            self._stopped.callback(None)
+
+    def _sweep(self) -> None:
+        self.now = self.clock.seconds()
+        for session in tuple(self._sessions):
+            session.sweep(self.now)
+        self._sweeping = bool(self._sessions)
+        if self._sweeping:
+            self.clock.callLater(1.0, self._sweep)
+
+
+class _Taken:
+    """A package that the next hop has in hand: *replies* has None where the next hop's is to stand."""
+
+    __slots__ = ("draft", "message", "replies", "slot")
+
+    def __init__(self, slot: int, replies: list[Reply | None], draft: Draft, message: Message) -> None:
+        self.slot = slot
+        self.replies = replies
+        self.draft = draft
+        self.message = message
+
+
+@implementer(IPushProducer)
+class QMTPServer(Protocol):
+    """One session. As a producer of answers it is paused by its transport while the client does not read them."""
+
+    _log = Logger()
+
+    def __init__(self, factory: QMTPFactory, wire: QMTPServerWire, client: str, port: int, *, trusted: bool) -> None:
+        self._factory = factory
+        self._wire = wire
+        self._trusted = trusted
+        self._name = client or "unix socket"
+        self._origin = Origin(protocol=b"QMTP", client=client.encode("ascii", "replace"), port=port)
+        self._opening = factory.trace.opening(Session(client, port, "", 0)) + b"QMTP id "
+        self._draft: Draft | None = None
+        self._octets: Octets = 0  # of messages that the next hop has in hand
+        self._open = False
+        self._ending = False
+        self._pumping = False
+        self._flushing = False
+        self._reading = True
+        self._choked = False  # the client does not read its answers
+        self._born = self._mark = self._busy = factory.now
+        self._taken: Octets = 0  # since _mark
+
+    def connectionMade(self) -> None:
+        """Begin; QMTP has no greeting."""
+        self._open = True
+        self._transport = cast("Any", self.transport)  # its interface has no registerProducer, no abortConnection
+        self._factory.opened(self)
+        self._born = self._mark = self._busy = self._factory.now
+        self._transport.registerProducer(self, streaming=True)
+        self._write = fast_writer(self._transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Packages, or pieces of them."""
+        if self._ending:
+            return
+        self._taken += len(data)
+        self._wire.receive(data)
+        self._pump()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """What is half here goes; what the next hop has in hand is finished there, under its token."""
+        self._open = False
+        self._ending = True
+        self._abandon()
+        self._factory.closed(self)
+
+    def end(self) -> None:
+        """Take nothing further; close as soon as what was taken is answered."""
+        self._ending = True
+        self._mark = self._factory.now
+        self._abandon()
+        self._flush()
+
+    def sweep(self, now: Seconds) -> None:
+        """Once a second: end what takes too long."""
+        factory = self._factory
+        late = now - self._mark >= factory.stall_seconds
+        if self._choked or (self._ending and not self._wire.outstanding):
+            if late:
+                self._abort("answers are not read")
+        elif self._ending:
+            self._mark = now
+        elif self._reading and self._wire.within:
+            self._busy = now
+            if late:
+                if self._taken < factory.least:
+                    self._abort("a package does not come on")
+                self._mark, self._taken = now, 0
+        else:
+            self._mark, self._taken = now, 0
+            if self._wire.outstanding:
+                self._busy = now
+        if not (self._trusted or self._ending) and (
+            now - self._born >= factory.session_seconds or now - self._busy >= factory.idle_seconds
+        ):
+            self.end()
+
+    def pauseProducing(self) -> None:
+        """The client does not read its answers: take no more of its packages."""
+        self._choked = True
+        self._mark = self._factory.now
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        """The client has read its answers."""
+        self._choked = False
+        self._mark, self._taken = self._factory.now, 0
+        self._pump()
+
+    def stopProducing(self) -> None:
+        """The connection is going; connectionLost follows."""
+
+    def _pump(self) -> None:
+        if self._pumping or self._ending:
+            return
+        self._pumping = True
+        try:
+            while not self._stuck() and (event := self._wire.next_event()) is not None:
+                match event:
+                    case BodyPart():
+                        assert self._draft is not None
+                        self._draft.write(event.data)
+                    case Package():
+                        self._draft = self._factory.drafts.begin()
+                    case Mail():
+                        self._mail(event)
+        except ProtocolError as error:
+            self._log.info("ended QMTP session of {client}: {error}", client=self._name, error=error)
+            self.end()
+        finally:
+            self._pumping = False
+        self._flush()
+
+    def _mail(self, mail: Mail) -> None:
+        """Hand a complete package on, for those recipients that nothing speaks against."""
+        draft, self._draft = self._draft, None
+        fault = mail.fault or self._fault(draft)
+        extension = mail.extension
+        replies: list[Reply | None] = []
+        accepted = []
+        for recipient in mail.recipients:
+            if type(recipient) is Reply:
+                replies.append(recipient)
+                continue
+            assert isinstance(recipient, Address)
+            refusal = self._factory.accept(recipient, extension is not None) or fault
+            replies.append(refusal)
+            if refusal is None:
+                accepted.append(recipient)
+        message = self._message(mail, tuple(accepted), draft) if accepted and draft is not None else None
+        if message is None or draft is None:
+            if draft is not None:
+                draft.discard()
+            self._wire.reply(mail.slot, [reply or NO_ROOM for reply in replies])
+            return
+        self._octets += message.size
+        hop = self._factory.hop
+        sent = hop.send(message) if extension is None else hop.send_in_doubt(message, extension.low)
+        taken = _Taken(mail.slot, replies, draft, message)
+        sent.addCallbacks(self._answered, self._failed, (taken,), errbackArgs=(taken,))
+
+    def _fault(self, draft: Draft | None) -> Reply | None:
+        """What speaks against the message for all recipients."""
+        if draft is None or draft.trouble is not None:
+            return NO_ROOM
+        header = draft.header()
+        if header is None:
+            return ENDLESS_HEADER
+        return TOO_MANY_HOPS if hops(header) >= self._factory.max_hops else None
+
+    def _message(self, mail: Mail, recipients: tuple[Address, ...], draft: Draft) -> Message | None:
+        """What is handed on; None if the draft's file is in trouble."""
+        extension = mail.extension
+        if extension is not None:
+            envelope = Envelope(
+                extension.token, mail.sender, recipients, extension.origin, extension.body_type, extension.smtputf8
+            )
+        else:
+            # QMTP carries eight bits and UTF-8 without a word; the next SMTP hop must be asked for them.
+            ascii_only = all(bytes(one).isascii() for one in (mail.sender, *recipients))
+            body_type = b"8BITMIME" if mail.eight_bit else b"7BIT"
+            envelope = Envelope(
+                self._factory.next_token(), mail.sender, recipients, self._origin, body_type, not ascii_only
+            )
+        fields = b"%b%b;\r\n\t%b\r\n" % (self._opening, envelope.token.id, self._factory.trace.date())
+        try:
+            return Message(envelope, fields, draft.close())
+        except OSError:
+            return None
+
+    def _answered(self, given: Replies, taken: _Taken) -> None:
+        taken.draft.discard()
+        self._octets -= taken.message.size
+        rest = iter(given)
+        self._wire.reply(taken.slot, [reply or next(rest, TROUBLE) for reply in taken.replies])
+        if self._pumping or not self._open:
+            return
+        if not self._reading and not self._ending:
+            self._pump()
+        elif self._wire.outstanding == 0:
+            self._flush()
+        elif not self._flushing:
+            # A commit answers many at once: their answers leave together, in the loop's next turn.
+            self._flushing = True
+            self._factory.clock.callLater(0, self._flush)
+
+    def _failed(self, failure: Failure, taken: _Taken) -> None:
+        envelope = taken.message.envelope
+        self._log.failure("next hop failed with {id}", failure, id=envelope.token.id)
+        self._answered((TROUBLE,) * len(envelope.recipients), taken)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._open:
+            return
+        if out := self._wire.to_send():
+            self._write(out)
+        self._regulate()
+        if self._ending and not self._wire.outstanding:
+            self._transport.unregisterProducer()
+            self._transport.loseConnection()
+
+    def _regulate(self) -> None:
+        """Read only while there is room for what comes."""
+        reading = not (self._ending or self._wire.full or self._stuck())
+        if reading != self._reading and self._open:
+            self._reading = reading
+            if reading:
+                self._transport.resumeProducing()
+            else:
+                self._transport.pauseProducing()
+
+    def _stuck(self) -> bool:
+        return self._choked or self._octets >= self._factory.held
+
+    def _abandon(self) -> None:
+        if self._draft is not None:
+            self._draft.discard()
+            self._draft = None
+
+    def _abort(self, why: str) -> None:
+        self._log.info("cut QMTP session of {client}: {why}", client=self._name, why=why)
+        self._ending = True
+        self._abandon()
+        self._transport.abortConnection()
+
+
+def _within(host: str, networks: Networks) -> bool:
+    """The address is in one of them; an IPv4 address in IPv6's clothes is IPv4."""
+    found = ip_address(host.partition("%")[0])
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return any(found.version == network.version and found in network for network in networks)

@@ -1,0 +1,175 @@
+"""
+The ESMTP listener: who may connect, and for how long.
+
+Makes a session of each connection, bounds how many there are, and sweeps them
+once a second for those that have exceeded a deadline: one timer for all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from qmq.conversation import Conversation, Deadlines, fast_writer
+from qmq.mail import Reply, Session, value
+from qmq.receive.dialogue import Dialogue
+from qmq.receive.reception import Reception
+from qmq.wire.smtp_server import SMTPServerWire
+
+TOO_MANY_SESSIONS = Reply(421, "4.3.2", "too many connections here, try again later")
+TOO_MANY_OF_YOURS = Reply(421, "4.7.0", "too many connections from you, try again later")
+
+SHUTTING_DOWN = Reply(421, "4.3.2", "shutting down, try again later")
+
+Net = IPv4Network | IPv6Network
+Client = IPv4Address | IPv6Address | None  # None: a unix socket's
+
+
+@value
+class Crowd:
+    """
+    How many sessions at once, and whose.
+
+    *relay* clients may send to any domain (RELAYCLIENT); *exempt* ones may have
+    as many sessions as there are. An IPv6 client is its /64: all of it is one
+    customer's.
+    """
+
+    sessions: int = 1000
+    each: int = 50
+    relay: tuple[Net, ...] = ()
+    exempt: tuple[Net, ...] = ()
+
+
+class SMTPFactory(ServerFactory):
+    """
+    Conversations with ESMTP clients.
+
+    *context* is an OpenSSL context factory (IOpenSSLServerConnectionCreator)
+    for STARTTLS; *reception.starttls* says whether it is offered, and is not
+    without one.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self,
+        reception: Reception,
+        *,
+        crowd: Crowd = Crowd(),  # noqa: B008 - a value
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 - a value
+        context: Any = None,
+    ) -> None:
+        if reception.starttls and context is None:
+            raise ValueError("STARTTLS can't be offered without a TLS context")
+        self.sessions: dict[Conversation, object] = {}  # and whose they are
+        self._reception = reception
+        self._crowd = crowd
+        self._deadlines = deadlines
+        self._context = context
+        self._each: Counter[object] = Counter()
+        self._sweeping = LoopingCall(self.sweep)
+        self._sweeping.clock = reception.clock
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        """A conversation, or a word of regret."""
+        client = client_of(addr)
+        crowd = self._crowd
+        if len(self.sessions) >= crowd.sessions:
+            return _Regret(TOO_MANY_SESSIONS)
+        whose = _neighbourhood(client)
+        if client is not None and self._each[whose] >= crowd.each and not _within(client, crowd.exempt):
+            return _Regret(TOO_MANY_OF_YOURS)
+        limits = self._reception.limits
+        wire = SMTPServerWire(line_octets=limits.line, command_octets=limits.command)
+        conversation = Conversation(
+            wire,
+            lambda here: self._begun(here, client, getattr(addr, "port", 0)),
+            ended=self._ended,
+            context=self._context,
+            deadlines=self._deadlines,
+        )
+        conversation.factory = self
+        return conversation
+
+    def _begun(self, conversation: Conversation, client: Client, port: int) -> Dialogue:
+        whose = _neighbourhood(client)
+        self.sessions[conversation] = whose
+        self._each[whose] += 1
+        if not self._sweeping.running:
+            self._sweeping.start(1, now=False).addErrback(self._sweep_broke)
+        transport: Any = conversation.transport
+        host = transport.getHost()
+        session = Session(
+            "" if client is None else str(client),
+            port,
+            getattr(host, "host", ""),
+            getattr(host, "port", 0),
+            relay=client is None or _within(client, self._crowd.relay),
+        )
+        return Dialogue(session, self._reception)
+
+    def _ended(self, conversation: Conversation) -> None:
+        whose = self.sessions.pop(conversation)
+        self._each[whose] -= 1
+        if not self._each[whose]:
+            del self._each[whose]
+        if not self.sessions and self._sweeping.running:
+            self._sweeping.stop()
+
+    def sweep(self) -> None:
+        """Cut the sessions that have exceeded a deadline; called once a second while there are sessions."""
+        now = self._reception.clock.seconds()
+        for conversation in tuple(self.sessions):
+            try:
+                conversation.sweep(now)
+            except Exception:  # noqa: BLE001 - one broken session must not keep the others for ever
+                self._log.failure("a session could not be swept")
+
+    def _sweep_broke(self, failure: Failure) -> None:
+        self._log.failure("the sweep of the sessions broke", failure)
+
+    def hang_up(self, reply: Reply = SHUTTING_DOWN) -> None:
+        """End all sessions that are not being answered; the others end at their deadlines, or when the process does."""
+        for conversation in tuple(self.sessions):
+            conversation.hang_up(reply)
+
+
+class _Regret(Protocol):
+    """A connection too many."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def connectionMade(self) -> None:
+        """Say so, and hang up."""
+        assert self.transport is not None
+        fast_writer(self.transport)(self._reply.line)
+        self.transport.loseConnection()
+
+
+def client_of(addr: IAddress | None) -> Client:
+    """The client's IP address, in its plain form; None: it came by a unix socket."""
+    host = getattr(addr, "host", None)
+    if host is None:
+        return None
+    ip = ip_address(host.partition("%")[0])
+    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
+
+
+def _within(client: Client, nets: Sequence[Net]) -> bool:
+    return client is not None and any(client in net for net in nets)
+
+
+def _neighbourhood(client: Client) -> object:
+    """Who is counted as one."""
+    return int(client) >> 64 if isinstance(client, IPv6Address) else client

@@ -1,0 +1,80 @@
+"""
+The trace fields: the one we add, and those that tell a loop.
+
+RFC 5321 4.4 gives the form of Received; RFC 3848 and RFC 6531 4.3 the words
+for the protocol. What a client said stands in it escaped, whoever checked it
+before.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from qmq.mail import Address, Clock, Session, path
+
+_DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
+_MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
+_NOT_A_NAME = re.compile(rb"[^A-Za-z0-9.:_\[\]-]")
+_NOT_A_COMMENT = re.compile(r"[^A-Za-z0-9._ -]")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+
+
+def hops(header: bytes) -> int:
+    """How many times a message has been handed on: its Received and Delivered-To fields."""
+    lower = b"\n" + header.lower()
+    return lower.count(b"\nreceived:") + lower.count(b"\ndelivered-to:")
+
+
+def protocol(session: Session, *, smtputf8: bool) -> bytes:
+    """The word after "with"."""
+    if not session.esmtp:
+        return b"SMTP"
+    word = b"UTF8SMTP" if smtputf8 else b"ESMTP"
+    if session.tls:
+        word += b"S"
+    return word + b"A" if session.user else word
+
+
+class Trace:
+    """Writes Received fields in the name of *me*."""
+
+    def __init__(self, me: bytes, wall: Clock) -> None:
+        self._me = me
+        self._wall = wall
+        self._second = -1
+        self._date = b""
+
+    def opening(self, session: Session) -> bytes:
+        """The part that is the same for all messages of a session, up to "with"."""
+        helo = _NOT_A_NAME.sub(b"?", session.helo[:255]) or b"unknown"
+        client = session.client.encode("ascii", "replace")
+        if b":" in client:
+            client = b"IPv6:" + client  # RFC 5321 4.1.3
+        source = b" ([%s])" % client if client else b" (local)"
+        return b"Received: from %s%s\r\n\tby %s with " % (helo, source, self._me)
+
+    def received(
+        self, opening: bytes, session: Session, token_id: bytes, only: Address | None, *, smtputf8: bool
+    ) -> bytes:
+        """
+        The whole field.
+
+        *only* is the recipient if there is but one: more would tell each of the
+        others (RFC 5321 7.2).
+        """
+        tls = b" (%s)" % _NOT_A_COMMENT.sub("?", session.tls).encode("ascii") if session.tls else b""
+        to = b"\r\n\tfor <%s>" % _CONTROL.sub(b"?", path(only)) if only is not None else b""
+        word = protocol(session, smtputf8=smtputf8)
+        return b"%s%s%s id %s%s;\r\n\t%s\r\n" % (opening, word, tls, token_id, to, self.date())
+
+    def date(self) -> bytes:
+        """Now, as RFC 5322 writes it; made once a second."""
+        now = int(self._wall())
+        if now != self._second:
+            self._second = now
+            t = time.gmtime(now)
+            self._date = b"%s, %d %s %d %02d:%02d:%02d +0000" % (
+                _DAYS[t.tm_wday], t.tm_mday, _MONTHS[t.tm_mon - 1], t.tm_year, t.tm_hour, t.tm_min, t.tm_sec,
+            )  # fmt: skip
+        return self._date

@@ -1,0 +1,299 @@
+"""
+QMTP, the server's side: mail as netstrings (docs/qmtp.md).
+
+A package is ``netstring(M) netstring(S) netstring(netstring(R1)...)``; M's
+first octet says how its lines end, 10 for LF and 13 for CRLF. Each recipient is
+answered by a netstring that begins with K, Z or D, in order (SPAMCONTROL 3.2).
+A qmq peer may put the envelope's extension in front, where that is allowed.
+
+No Twisted, no clock, no file: bytes in, events out, replies in, bytes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qmq.mail import Address, Octets, Replies, Reply, address, value
+from qmq.wire.netstring import ProtocolError, read_items, read_length
+from qmq.wire.qmtp_forms import EXTENSION_OCTETS, Extension, pack_reply, parse_extension
+
+_LF, _CRLF, _EXTENSION = 0x0A, 0x0D, 0x01
+_COMMA = 0x2C
+_PIECE = 65536  # octets of a body handed on at once
+# An address with a control octet could end a line at the next, SMTP hop; a domain with a space or a bracket, its path.
+_CONTROLS = bytes((*range(32), 127))
+_DOMAIN = bytes((*b"abcdefghijklmnopqrstuvwxyz0123456789.-_[]:", *range(128, 256)))
+
+TOO_BIG = Reply(552, "5.3.4", "message too big")
+BAD_LINES = Reply(554, "5.6.0", "bare CR or LF in the message")
+BAD_SENDER = Reply(553, "5.1.7", "sender address not acceptable")
+BAD_RECIPIENT = Reply(553, "5.1.3", "recipient address not acceptable")
+TOO_MANY = Reply(452, "4.5.3", "too many recipients")
+
+
+@value
+class Package:
+    """A message begins: *size* octets will come, as counted on the wire."""
+
+    size: Octets
+
+
+@value
+class BodyPart:
+    """A piece of the message, at most 128 KiB; lines end in CRLF whatever the wire's form."""
+
+    data: bytes
+
+
+@value
+class Mail:
+    """
+    A package is complete; it awaits ``reply(slot, ...)``, one reply for each of *recipients*.
+
+    A recipient that the wire cannot take stands there as its refusal. *fault*
+    refuses all others: too big, bad sender, bare CR or LF; what came of the
+    body is then to be thrown away (a message too big has no Package and no
+    BodyPart). *eight_bit*: an octet above 127 was in the text.
+    """
+
+    slot: int
+    extension: Extension | None
+    sender: Address
+    recipients: tuple[Address | Reply, ...]
+    fault: Reply | None
+    eight_bit: bool
+
+
+Event = Package | BodyPart | Mail
+
+
+class QMTPServerWire:
+    """
+    The server's side: bytes in, events out, replies in any order, answers in the packages' order.
+
+    At most *window* packages wait for replies; until then what follows is
+    parsed. Every bound is in octets: *message_octets* (more is read and answered
+    D; *hard_octets* ends the connection), *address_octets* and *recipients* (beyond:
+    refused singly), *list_octets* (sender or recipient list beyond: ends it).
+    """
+
+    def __init__(
+        self,
+        *,
+        extension: bool,
+        message_octets: Octets = 1 << 30,
+        hard_octets: Octets = 1 << 32,
+        address_octets: Octets = 1000,
+        recipients: int = 1000,
+        list_octets: Octets = 1 << 20,
+        window: int = 64,
+    ) -> None:
+        self._allowed = extension
+        self._message_octets = message_octets
+        self._hard_octets = hard_octets
+        self._address_octets = address_octets
+        self._recipients = recipients
+        self._list_octets = list_octets
+        self._window = window
+        self.held: Octets = 0  # received and not parsed yet
+        self.outstanding = 0  # packages whose answers have not been released to to_send
+        self._data = b""  # parsed up to _at; _pieces follow
+        self._at = 0
+        self._pieces: list[bytes] = []
+        self._wanted: Octets = 0  # below so many held octets there is no use in looking
+        self._slot = 0
+        self._oldest = 0
+        self._extended: dict[int, bool] = {}
+        self._answers: dict[int, bytes] = {}
+        self._out: list[bytes] = []
+        self._state: Callable[[], Event | None] = self._start
+        self._extension: Extension | None = None
+        self._left: Octets = 0
+        self._lf = False
+        self._exact = False
+        self._cr = False  # a CR is held back: the next piece tells whether it is bare
+        self._eight_bit = False
+        self._fault: Reply | None = None
+
+    @property
+    def within(self) -> bool:
+        """A package has begun and is not complete."""
+        return self.held > 0 or self._extension is not None or self._state != self._start
+
+    @property
+    def full(self) -> bool:
+        """The window is full: no event comes before a reply."""
+        return self.outstanding >= self._window
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes; answer nothing yet."""
+        self.held += len(data)
+        if self._pieces or self._at < len(self._data):
+            self._pieces.append(data)
+        else:
+            self._data = data
+            self._at = 0
+
+    def next_event(self) -> Event | None:
+        """The next event; None: more bytes, or a reply, is needed. Raises ProtocolError: close and say nothing."""
+        if self.held < self._wanted or self.outstanding >= self._window:
+            return None
+        if self._pieces:
+            self._data = b"".join((self._data[self._at :], *self._pieces))
+            self._at = 0
+            self._pieces.clear()
+        return self._state()
+
+    def reply(self, slot: int, replies: Replies) -> None:
+        """Answer a package, one reply a recipient; slots in any order."""
+        extended = self._extended.pop(slot)
+        self._answers[slot] = b"".join([pack_reply(reply, extended) for reply in replies])
+        while (answer := self._answers.pop(self._oldest, None)) is not None:
+            self._out.append(answer)
+            self._oldest += 1
+            self.outstanding -= 1
+
+    def to_send(self) -> bytes:
+        """All answers that are due."""
+        out = b"".join(self._out)
+        self._out.clear()
+        return out
+
+    def _start(self) -> Event | None:
+        found = read_length(self._data, self._at)
+        if found is None:
+            return None
+        octets, at = found
+        if octets == 0:
+            raise ProtocolError("a message without line-end code")
+        if at >= len(self._data):
+            return None
+        code = self._data[at]
+        if code == _EXTENSION:
+            return self._extend(octets, at)
+        if code not in {_LF, _CRLF}:
+            raise ProtocolError("no such line-end code")
+        if octets > self._hard_octets:
+            raise ProtocolError("a message beyond all bounds")
+        self._exact = self._extension is not None and self._extension.body_type == b"BINARYMIME"
+        self._lf = code == _LF
+        if self._exact and self._lf:
+            raise ProtocolError("BINARYMIME has no line ends to change")
+        self._left = octets - 1
+        self._cr = self._eight_bit = False
+        self._fault = TOO_BIG if self._left > self._message_octets else None
+        self._advance(at + 1)
+        self._state = self._body if self._left else self._envelope
+        return self._state() if self._fault else Package(self._left)
+
+    def _extend(self, octets: Octets, at: int) -> Event | None:
+        if not self._allowed or self._extension is not None or octets > EXTENSION_OCTETS:
+            raise ProtocolError("an extension that is not allowed here")
+        end = at + octets
+        if end >= len(self._data):
+            self._wait(end + 1)
+            return None
+        if self._data[end] != _COMMA:
+            raise ProtocolError("no comma")
+        self._extension = parse_extension(self._data[at:end])
+        self._advance(end + 1)
+        return self._start()
+
+    def _body(self) -> Event | None:
+        while self._left:
+            at = self._at
+            taken = min(len(self._data) - at, self._left, _PIECE)
+            if not taken:
+                return None
+            self._left -= taken
+            self._advance(at + taken)
+            if not self._left:
+                self._state = self._envelope
+            if self._fault is None:
+                text = self._canonical(self._data[at : at + taken])
+                if text and self._fault is None:
+                    return BodyPart(text)
+        return self._envelope()
+
+    def _canonical(self, piece: bytes) -> bytes:
+        """The piece in CRLF form; sets the fault if a CR or LF stands alone."""
+        if not self._eight_bit and not piece.isascii():
+            self._eight_bit = True
+        if self._exact:
+            return piece
+        if self._cr:
+            piece = b"\r" + piece
+        self._cr = self._left > 0 and piece.endswith(b"\r")
+        if self._cr:
+            piece = piece[:-1]
+        if self._lf:
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        pairs = piece.count(b"\r\n")
+        if piece.count(b"\r") != pairs or piece.count(b"\n") != pairs:
+            self._fault = BAD_LINES
+        return piece
+
+    def _envelope(self) -> Event | None:
+        data, at = self._data, self._at
+        if at >= len(data):
+            return None
+        if data[at] != _COMMA:
+            raise ProtocolError("no comma")
+        ends = []
+        for _ in range(2):  # the sender, then the list of recipients
+            found = read_length(data, at + 1)
+            if found is None:
+                return None
+            octets, start = found
+            if octets > self._list_octets:
+                raise ProtocolError("an envelope beyond all bounds")
+            at = start + octets
+            if at >= len(data):
+                self._wait(at + 1)
+                return None
+            if data[at] != _COMMA:
+                raise ProtocolError("no comma")
+            ends.append((start, at))
+        (start, end), (first, last) = ends
+        sender = self._address(data[start:end]) if start < end else Address(b"", b"")
+        if sender is None:
+            sender = Address(b"", b"")
+            self._fault = self._fault or BAD_SENDER
+        recipients = tuple(
+            (self._address(raw) or BAD_RECIPIENT) if i < self._recipients else TOO_MANY
+            for i, raw in enumerate(read_items(data[first:last]))
+        )
+        self._advance(last + 1)
+        slot = self._slot
+        self._slot += 1
+        self.outstanding += 1
+        extension, self._extension = self._extension, None
+        self._extended[slot] = extension is not None
+        self._state = self._start
+        return Mail(slot, extension, sender, recipients, self._fault, self._eight_bit)
+
+    def _address(self, raw: bytes) -> Address | None:
+        """The address, or None if it cannot travel on: see _CONTROLS, and RFC 6531 3.3 for UTF-8."""
+        if len(raw) > self._address_octets or len(raw.translate(None, _CONTROLS)) != len(raw):
+            return None
+        if not raw.isascii() and not _is_utf8(raw):
+            return None
+        found = address(raw)
+        return found if found.local and not found.domain.translate(None, _DOMAIN) else None
+
+    def _advance(self, at: int) -> None:
+        self.held -= at - self._at
+        self._at = at
+        self._wanted = 0
+
+    def _wait(self, end: int) -> None:
+        """There is no use in looking again before the octets up to *end* are there."""
+        self._wanted = end - self._at
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,164 @@
+"""
+The text of a message on the wire: where it ends, its dots, its lines.
+
+Pure: bytes in, bytes out, cut wherever the network cut them. Only CRLF.CRLF
+ends a text (RFC 5321 4.1.1.4); a line ends in CRLF and in nothing else (2.3.8).
+Whoever is generous here lets one message smuggle in another (VU#302671).
+"""
+
+from __future__ import annotations
+
+from qmq.mail import Octets
+
+# RFC 5321 4.5.3.1.6 asks for 1000, CRLF included and the dot of transparency
+# not; the world's HTML mail is longer, and is passed on as it came.
+LINE_OCTETS: Octets = 65536
+PART_OCTETS: Octets = 65536
+
+_DOT = 0x2E
+_CR = 0x0D
+_ALL_BUT_CR_AND_LF = bytes(octet for octet in range(256) if octet not in b"\r\n")
+
+
+class LineCheck:
+    """
+    Tells on a stream whether each line ends in CRLF and is no longer than *line_octets*, CRLF included.
+
+    *bare*: a CR or an LF stood alone. *too_long*: a line was. Neither is taken back.
+    """
+
+    __slots__ = ("_cr", "_line", "_line_octets", "bare", "too_long")
+
+    def __init__(self, line_octets: Octets = LINE_OCTETS) -> None:
+        self.bare = False
+        self.too_long = False
+        self._line_octets = line_octets
+        self._line: Octets = 0  # of the unfinished line, without a CR at its end
+        self._cr = False  # a CR came last: bare or not, the next octet says
+
+    def feed(self, data: bytes) -> bool:
+        """Look at the next octets; true while all is well."""
+        if self._cr and data:
+            data = b"\r" + data
+            self._cr = False
+        if data.endswith(b"\r"):
+            data = data[:-1]
+            self._cr = True
+        # Each CRLF holds one CR and one LF: if it takes all of them, none is bare.
+        if len(data.translate(None, _ALL_BUT_CR_AND_LF)) != 2 * data.count(b"\r\n"):
+            self.bare = True
+        size = self._line + len(data)
+        if size > self._line_octets and self._longest(data) > self._line_octets:
+            self.too_long = True
+        end = data.rfind(b"\n")
+        self._line = size if end < 0 else len(data) - end - 1
+        return not (self.bare or self.too_long)
+
+    def end(self) -> bool:
+        """No more comes; true if all was well. The last line need not be finished (RFC 3030 has no such rule)."""
+        if self._cr:
+            self.bare = True
+        return not (self.bare or self.too_long)
+
+    def _longest(self, data: bytes) -> Octets:
+        """Octets of the longest line that *data* goes on with, or begins; only as exact as the limit needs."""
+        first = data.find(b"\n") + 1
+        if not first:
+            return self._line + len(data)
+        if len(data) <= self._line_octets:
+            return self._line + first
+        return max(self._line + first, 1 + max(map(len, data[first:].split(b"\n"))))
+
+
+class Text:
+    """
+    The text that DATA brings, up to its end mark; dot-stuffing undone.
+
+    One octet or two wait for more where they may belong to the end mark, never
+    more. Once *lines* finds a bare CR or LF, what follows must not be read.
+    """
+
+    __slots__ = ("_line_start", "_part_octets", "lines")
+
+    def __init__(self, line_octets: Octets = LINE_OCTETS, part_octets: Octets = PART_OCTETS) -> None:
+        self.lines = LineCheck(line_octets)
+        self._part_octets = max(part_octets, 8)  # an end mark and some more, or it would never move on
+        self._line_start = True
+
+    def take(self, buffer: bytes, at: int) -> tuple[bytes, int, bool]:
+        """
+        A piece of the text from *buffer* at *at*, where to go on, and whether the text ends with it.
+
+        An empty piece without end: more octets are needed.
+        """
+        stop = min(len(buffer), at + self._part_octets)
+        if self._line_start and at < stop and buffer[at] == _DOT:
+            head = buffer[at : at + 3]
+            if head == b".\r\n":
+                return b"", at + 3, True
+            if b".\r\n".startswith(head):
+                return b"", at, False
+            at += 1
+
+        dot = buffer.find(b"\r\n.", at, stop)
+        if dot < 0:
+            go_on = end = stop - 1 if at < stop and buffer[stop - 1] == _CR else stop
+            piece = buffer[at:end]
+        elif buffer.startswith(b"\r\n", dot + 3):
+            end, go_on = dot + 2, dot + 5
+            piece = buffer[at:end]
+        else:
+            end, go_on = _end_of_stuffed(buffer, dot, stop)
+            piece = buffer[at:end].replace(b"\r\n.", b"\r\n")
+
+        if piece:
+            self.lines.feed(piece)
+            self._line_start = piece.endswith(b"\r\n")
+        return piece, go_on, go_on == end + 3
+
+
+def _end_of_stuffed(buffer: bytes, dot: int, stop: int) -> tuple[int, int]:
+    """Where a piece with stuffed dots ends, and where to go on: 3 octets later if there is the end mark."""
+    mark = buffer.find(b"\r\n.\r\n", dot, stop)
+    if mark >= 0:
+        return mark + 2, mark + 5
+    tail = buffer[max(dot, stop - 4) : stop]
+    if tail.endswith(b"\r\n."):
+        stop -= 1
+    elif tail.endswith(b"\r\n.\r"):
+        stop -= 2
+    elif tail.endswith(b"\r"):
+        stop -= 1
+    return stop, stop
+
+
+class Stuffer:
+    """
+    Dot-stuffing of one text on a stream (RFC 5321 4.5.2); the state is kept from piece to piece.
+
+    The text's lines must end in CRLF already: a bare LF would go out as it is.
+    """
+
+    __slots__ = ("_cr", "_line_start")
+
+    def __init__(self) -> None:
+        self._line_start = True
+        self._cr = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The next piece as it goes over the wire; the same object if it has no dot to stuff."""
+        if not data:
+            return data
+        stuffed = data.replace(b"\r\n.", b"\r\n..")
+        if self._line_start:
+            if data[0] == _DOT:
+                stuffed = b"." + stuffed
+        elif self._cr and data.startswith(b"\n."):
+            stuffed = b"\n." + stuffed[1:]
+        self._line_start = data.endswith(b"\r\n") or (self._cr and data == b"\n")
+        self._cr = data[-1] == _CR
+        return stuffed
+
+    def end(self) -> bytes:
+        """The end mark, with a CRLF in front if the text's last line has none."""
+        return b".\r\n" if self._line_start else b"\r\n.\r\n"

@@ -21,7 +21,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qmq.mail import Octets, Reply, Seconds, value
+from qmq.deadlines import Deadlines, Stage, Watch
+from qmq.mail import Octets, Reply, Seconds
 
 # Transports whose buffer and socket we know. Anything else, TLS's own transport too, is written to as it likes.
 _PLAIN = frozenset({tcp.Server, tcp.Client, unix.Server, unix.Client})
@@ -72,7 +73,6 @@ class After(Enum):
 
 
 Spoken = Reply | bytes  # bytes: whole reply lines, as they go out
-Event = TypeVar("Event")
 Event_co = TypeVar("Event_co", covariant=True)
 Event_contra = TypeVar("Event_contra", contravariant=True)
 
@@ -123,23 +123,6 @@ class Dialogue(Protocol[Event_contra]):
         """The client is gone. True: what is awaited may be cancelled; False: it has begun to be committed."""
 
 
-@value
-class Deadlines:
-    """How long a client may take. RFC 5321 4.5.3.2.7: no less than 5 minutes for a command."""
-
-    idle: Seconds = 300  # without a completed command or a piece of body
-    session: Seconds = 3600
-    body_rate: float = 100  # octets a second, on average, that a body needs once it has lasted *idle*
-    handshake: Seconds = 60  # TLS
-    unread: Seconds = 60  # replies waited for the client to read them
-    closing: Seconds = 10  # for our last words to leave
-
-
-_COMMAND, _AWAITING, _CLOSING, _HANDSHAKE, _UNREAD = "command", "awaiting", "closing", "handshake", "unread"
-
-IDLE = Reply(421, "4.4.2", "you have been idle for too long, closing")
-TOO_LONG = Reply(421, "4.4.2", "this session has lasted too long, closing")
-TOO_SLOW = Reply(421, "4.4.2", "this message comes too slowly, closing")
 BROKEN = Reply(421, "4.3.0", "trouble here, closing")
 
 
@@ -160,20 +143,19 @@ class Conversation(protocol.Protocol):
 
     def __init__(
         self,
-        wire: Wire[Event],
-        begin: Callable[[Conversation], Dialogue[Event]],
+        wire: Wire[Any],
+        begin: Callable[[Conversation], Dialogue[Any]],
         *,
         ended: Callable[[Conversation], None],
         context: Any = None,  # an OpenSSL context factory: for After.SECURE
         deadlines: Deadlines = Deadlines(),  # noqa: B008 - a value
         held: Octets = 262144,
     ) -> None:
-        self._wire: Wire[Any] = wire
+        self._wire = wire
         self._begin = begin
         self._dialogue: Dialogue[Any]
         self._ended = ended
         self._context = context
-        self._deadlines = deadlines
         self._held = held
         self._write: Callable[[bytes], None] = _nowhere
         self._awaited: Deferred[Any] | None = None
@@ -183,12 +165,9 @@ class Conversation(protocol.Protocol):
         self._paused = False  # reading from the transport
         self._full = False  # the transport's buffer
         self._handshaking = False
-        # For the sweep: when it saw the present stage begin, and the last sign of life.
-        self._moved = True
-        self._stage: object = None
-        self._since: Seconds = 0
-        self._quiet: Seconds = 0
-        self._began: Seconds | None = None
+        self._farewell: Reply | None = None
+        self._moved = True  # a command or a piece of a body was completed since the last sweep
+        self._watch = Watch(deadlines)
 
     def connectionMade(self) -> None:
         """Say the banner; what the client says before it waits."""
@@ -268,10 +247,13 @@ class Conversation(protocol.Protocol):
 
     def _go_on(self) -> None:
         """Do what the last answer asked for, and take up what has come meanwhile."""
-        if self._dialogue.after is not None and self._awaited is None:
+        if self._awaited is not None:
+            return
+        if self._dialogue.after is not None:
             self._do(self._dialogue.after)
-        if self._awaited is None:
-            self._pump()
+        if self._farewell is not None:
+            self._cut(self._farewell)
+        self._pump()
 
     def _do(self, after: After) -> None:
         self._dialogue.after = None
@@ -294,7 +276,7 @@ class Conversation(protocol.Protocol):
         if self._wire.awaiting:
             self._wire.reply(reply)
         else:  # in the middle of a body, or in the wire itself: nobody knows where the next command begins
-            self.cut(BROKEN)
+            self._cut(BROKEN)
 
     def _throttle(self) -> None:
         pause = self._full or (self._awaited is not None and self._wire.held > self._held)
@@ -306,8 +288,15 @@ class Conversation(protocol.Protocol):
             else:
                 transport.resumeProducing()
 
-    def cut(self, reply: Reply) -> None:
-        """Say this, unasked, and hang up."""
+    def hang_up(self, reply: Reply) -> None:
+        """End with this, as soon as nothing is awaited any more."""
+        if self._awaited is None:
+            self._cut(reply)
+        else:
+            self._farewell = reply
+
+    def _cut(self, reply: Reply) -> None:
+        """Say this, unasked, and end."""
         if self._open:
             self._write(self._wire.to_send() + reply.line)
             self._close()
@@ -365,50 +354,27 @@ class Conversation(protocol.Protocol):
         self._dialogue.secured(f"{connection.get_protocol_version_name()} {connection.get_cipher_name()}")
 
     def sweep(self, now: Seconds) -> None:
-        """
-        Cut the client if it has exceeded a deadline.
+        """Cut the client if it has exceeded a deadline. *now* is of a clock that does not jump."""
+        stage = self._stage()
+        moved, self._moved = self._moved, False
+        reply = self._watch.look(now, stage, self._dialogue.receiving(), moved=moved)
+        if reply is None:
+            return
+        if stage.deaf:
+            self.abort()
+        else:
+            self._cut(reply)
 
-        A session that waits for our answer is never idle. *now* is of a clock
-        that does not jump.
-        """
-        limits = self._deadlines
-        if self._began is None:
-            self._began = now
-        stage = self._stage_now()
-        if stage is not self._stage:
-            self._stage, self._since = stage, now
-        if self._moved or stage is _AWAITING:
-            self._moved = False
-            self._quiet = now
-        lasted = now - self._since
-        match stage:
-            case "closing" | "handshake" | "unread":
-                # Words would not reach the client.
-                bounds = {_CLOSING: limits.closing, _HANDSHAKE: limits.handshake, _UNREAD: limits.unread}
-                if lasted > bounds[stage]:
-                    self.abort()
-            case "awaiting":
-                pass
-            case _ if now - self._quiet > limits.idle:
-                self.cut(IDLE)
-            case _ if now - self._began > limits.session:
-                self.cut(TOO_LONG)
-            case _ if stage is not _COMMAND and lasted > limits.idle:
-                body = self._dialogue.receiving()
-                if body is not None and body[1] < lasted * limits.body_rate:
-                    self.cut(TOO_SLOW)
-
-    def _stage_now(self) -> object:
+    def _stage(self) -> Stage:
         if not self._open:
-            return _CLOSING
+            return Stage.END
         if self._handshaking:
-            return _HANDSHAKE
+            return Stage.HANDSHAKE
         if self._full:
-            return _UNREAD
+            return Stage.READER
         if self._awaited is not None:
-            return _AWAITING
-        body = self._dialogue.receiving()
-        return _COMMAND if body is None else body[0]
+            return Stage.ANSWER
+        return Stage.COMMAND if self._dialogue.receiving() is None else Stage.BODY
 
 
 def _nowhere(_: bytes) -> None:

@@ -141,15 +141,18 @@ class EventLog:
         if self.dropped > self._owned_up:
             batch += self._line(self._wall(), _warning, (f"{self.dropped} log lines dropped until now",)).encode()
             self._owned_up = self.dropped
+        again = bool(self._facts)
         try:
             if batch:
                 self._write(batch)
         except BlockingIOError as full:
             self._waiting = batch[getattr(full, "characters_written", 0) :]
-            self._timer = self._clock.callLater(self._delay, self.flush)
+            again = True
         except (OSError, ValueError):  # disk full, pipe broken, file closed: the mail goes on
             self.dropped += batch.lstrip(b"\n").count(b"\n")
             self._waiting = b"\n"  # what was written may end within a line
+        if again:
+            self._timer = self._clock.callLater(self._delay, self.flush)
 
     def _line(self, at: Seconds, render: Callable[..., str], facts: tuple[Any, ...]) -> str:
         second = int(at)

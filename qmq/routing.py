@@ -23,6 +23,7 @@ from qmq.mail import Address, Envelope, Message, Octets, Replies, Reply, Seconds
 _FRESH: Seconds = 5.0
 
 _NOWHERE = Reply(550, "5.1.2", "no queue here takes mail for that domain")
+_NOBODYS = Verdict(_NOWHERE)
 _SHARE = Verdict(Reply(452, "4.3.2", "too many sessions wait for that domain's queue, try again later"))
 _BUDGET = Verdict(Reply(452, "4.3.1", "too much mail waits for that domain's queue, try again later"))
 _REFUSING = Verdict(Reply(452, "4.3.2", "that domain's queue takes no mail now, try again later"))
@@ -141,7 +142,7 @@ class Intake:
         """452 for this recipient only, if its instance takes nothing now."""
         name = self._instance_of(recipient)
         if name is None:
-            return None
+            return _NOBODYS
         if self.under_way.get(name, 0) >= self._at_most:
             return _SHARE
         state = self._states.get(name)

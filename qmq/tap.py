@@ -11,7 +11,7 @@ from twisted.application.service import IService
 from twisted.internet import reactor
 from twisted.python import usage
 
-from qmq.conf.read import load
+from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
 from qmq.service.gateway import Gateway
 

@@ -1,6 +1,6 @@
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dns.flags
@@ -11,13 +11,17 @@ import dns.rdatatype
 import dns.rrset
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from qmq.dns import DNSFailure, DNSTrouble, Exchange, NoData, NoSuchDomain, Resolver
 from qmq.dns.resolver import absolute
 
-Answers = Callable[[dns.message.Message], list[bytes]]
+Answers = Callable[[dns.message.Message], Sequence[bytes | OSError]]
 
 
 def reply(question: dns.message.Message, *records: str, rcode: int = 0, soa: bool = False) -> bytes:
@@ -36,23 +40,40 @@ def reply(question: dns.message.Message, *records: str, rcode: int = 0, soa: boo
 
 
 class Port:
-    """One fresh UDP port of the fake network; what is written to it is answered at once."""
+    """One fresh UDP socket of the fake network; what is sent from it is answered at once."""
 
-    def __init__(self, network: "Network", protocol: Any) -> None:
+    def __init__(self, network: "Network", server: tuple[str, int]) -> None:
         self.network = network
-        self.protocol = protocol
+        self.server = server
         self.open = True
+        self.waiting: list[bytes | OSError] = []
+        self.reader: Any = None
 
-    def connect(self, host: str, port: int) -> None:
-        self.server = (host, port)
-
-    def write(self, datagram: bytes) -> None:
+    def send(self, datagram: bytes) -> None:
+        """Let the server answer."""
         question = dns.message.from_wire(datagram)
         self.network.asked.append((self.server[0], question))
-        for answer in self.network.answers(question):
-            self.protocol.datagramReceived(answer, self.server)
+        self.waiting += self.network.answers(question)
 
-    def stopListening(self) -> None:
+    def recv(self, octets: int) -> bytes:
+        """The next datagram, or error."""
+        if not self.waiting:
+            raise BlockingIOError
+        if isinstance(arrived := self.waiting.pop(0), OSError):
+            raise arrived
+        return arrived
+
+    def deliver(self, datagram: bytes) -> None:
+        """A datagram comes late."""
+        self.waiting.append(datagram)
+        self.reader.doRead()
+
+    def getsockopt(self, level: int, option: int) -> int:
+        """No error."""
+        return 0
+
+    def close(self) -> None:
+        """Noted."""
         self.open = False
 
 
@@ -64,11 +85,24 @@ class Network(MemoryReactorClock):
         self.answers = answers
         self.asked: list[tuple[str, dns.message.Message]] = []
         self.ports: list[Port] = []
+        self.reading: set[Any] = set()
 
-    def listenUDP(self, port: int, protocol: Any, interface: str = "", maxPacketSize: int = 8192) -> Port:
-        assert port == 0
-        self.ports.append(Port(self, protocol))
+    def connect(self, server: tuple[str, int]) -> Any:
+        """A fresh UDP socket."""
+        self.ports.append(Port(self, server))
         return self.ports[-1]
+
+    def addReader(self, reader: Any) -> None:
+        """Read what is there."""
+        port = reader._socket
+        port.reader = reader
+        self.reading.add(reader)
+        while port.waiting and not reader.over:
+            reader.doRead()
+
+    def removeReader(self, reader: Any) -> None:
+        """Noted."""
+        self.reading.discard(reader)
 
 
 class Zone:
@@ -95,7 +129,7 @@ class ResolverTests(SynchronousTestCase):
         self.network = Network(answers)
         options.setdefault("servers", [("192.0.2.53", 53)])
         options.setdefault("hosts", "/nonexistent")
-        return Resolver(self.network, **options)
+        return Resolver(self.network, connect=self.network.connect, **options)
 
     def test_mx(self) -> None:
         """The exchangers of a domain come with the most preferred first, in lower case, without the final dot."""
@@ -176,15 +210,16 @@ class ResolverTests(SynchronousTestCase):
         self.failureResultOf(found, DNSTrouble)
         self.assertEqual([server for server, _ in self.network.asked], ["192.0.2.1", "192.0.2.2"] * 2)
         self.assertFalse(any(port.open for port in self.network.ports))
+        self.assertEqual(self.network.reading, set())
         self.assertEqual(self.network.getDelayedCalls(), [])
 
     def test_next_server(self) -> None:
         """A server that fails or refuses the connection passes the question to the next at once."""
 
-        def answers(question: dns.message.Message) -> list[bytes]:
+        def answers(question: dns.message.Message) -> Sequence[bytes | OSError]:
             server = self.network.asked[-1][0]
             if server == "192.0.2.1":
-                self.network.ports[-1].protocol.connectionRefused()
+                return [ConnectionRefusedError()]
             if server == "192.0.2.2":
                 return [reply(question, rcode=dns.rcode.REFUSED)]
             return [reply(question, "h.example. 300 IN A 192.0.2.9")]
@@ -192,6 +227,21 @@ class ResolverTests(SynchronousTestCase):
         resolver = self.resolver(answers, servers=[("192.0.2.1", 53), ("192.0.2.2", 53), ("2001:db8::3", 53)])
 
         self.assertEqual(self.successResultOf(resolver.a("h.example")), ("192.0.2.9",))
+
+    def test_port_lost(self) -> None:
+        """A socket that the reactor reports as broken is trouble at once."""
+        resolver = self.resolver(Zone(), tries=1)
+        found = resolver.a("silent.example")
+
+        self.network.ports[0].reader.connectionLost(Failure(ConnectionLost()))
+
+        self.failureResultOf(found, DNSTrouble)
+
+    def test_interface(self) -> None:
+        """What reads datagrams is what the reactor asks for."""
+        self.resolver(Zone()).a("silent.example")
+
+        verifyObject(IReadDescriptor, self.network.ports[0].reader)
 
     def test_edns(self) -> None:
         """Questions carry EDNS; a server that does not know it is asked again without."""
@@ -282,10 +332,7 @@ class ResolverTests(SynchronousTestCase):
 
         resolver = self.resolver(answers, tries=3)
         found = resolver.mx("big.example")
-        from twisted.internet.error import ConnectionDone, ConnectionRefusedError
-        from twisted.python.failure import Failure
-
-        self.network.tcpClients[0][2].clientConnectionFailed(None, Failure(ConnectionRefusedError()))
+        self.network.tcpClients[0][2].clientConnectionFailed(None, Failure(ConnectionLost()))
         cut = self.network.tcpClients[1][2].buildProtocol(None)
         cut.makeConnection(StringTransport())
         cut.connectionLost(Failure(ConnectionDone()))
@@ -392,7 +439,7 @@ class ResolverTests(SynchronousTestCase):
         first, second, third = [resolver.a("h.example") for _ in range(3)]
         first.cancel()
         self.failureResultOf(first)
-        self.network.ports[0].protocol.datagramReceived(reply(waiting[0], "h.example. 300 IN A 192.0.2.1"), None)
+        self.network.ports[0].deliver(reply(waiting[0], "h.example. 300 IN A 192.0.2.1"))
 
         self.assertEqual(self.successResultOf(second), ("192.0.2.1",))
         self.assertEqual(self.successResultOf(third), ("192.0.2.1",))
@@ -413,8 +460,11 @@ class ResolverTests(SynchronousTestCase):
 
     def test_no_socket(self) -> None:
         """Out of descriptors is trouble, not an exception in the face of the caller."""
-        resolver = self.resolver(Zone())
-        self.network.listenUDP = lambda *a, **k: (_ for _ in ()).throw(OSError(24, "Too many open files"))
+
+        def connect(server: tuple[str, int]) -> Any:
+            raise OSError(24, "Too many open files")
+
+        resolver = Resolver(MemoryReactorClock(), servers=[("192.0.2.53", 53)], connect=connect)
 
         self.failureResultOf(resolver.a("h.example"), DNSTrouble)
 

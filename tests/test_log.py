@@ -48,7 +48,7 @@ class LogTests(SynchronousTestCase):
 
         log.accepted(b"q", Session("::1", 1, "::1", 25, b"", True, "TLSv1.3 X", b"joe"), SENDER, [RECIPIENT], 1)
 
-        self.assertIn('client=::1 helo= tls="TLSv1.3 X" user=joe from', self.line(log))
+        self.assertIn('client=::1 helo="" tls="TLSv1.3 X" user=joe from', self.line(log))
 
     def test_all_facts(self) -> None:
         """Each fact is one line: its name, then fields by name."""
@@ -70,15 +70,21 @@ class LogTests(SynchronousTestCase):
         self.assertEqual(
             [line.removeprefix("2026-11-23T18:07:02.123Z ") for line in lines],
             [
-                'refused client=192.0.2.1 helo=client.example from=<a@example.org> to=- reply="550 5.1.1 no such user"'
-                " reason=ORIG::Bad_Mailfrom",
+                (
+                    'refused client=192.0.2.1 helo=client.example from=<a@example.org> to=- reply="550 5.1.1 no such user"'
+                    " reason=ORIG::Bad_Mailfrom"
+                ),
                 'refused client=192.0.2.1 helo=client.example from=- to=<b@example.net> reply="550 5.1.1 no such user"',
                 "handed id=q instance=customer1 recipients=1 to=<b@example.net>",
                 'kept id=q reason="instance customer1 unreachable"',
-                'delivered id=q queue=customer1 to=<b@example.net> delay=1.2 reply="250 2.0.0 ok"'
-                ' mta="mail.example.net (192.0.2.2)"',
-                "deferred id=q queue=customer1 to=<b@example.net> due=2026-11-23T18:13:42Z"
-                ' reply="550 5.1.1 no such user"',
+                (
+                    'delivered id=q queue=customer1 to=<b@example.net> delay=1.2 reply="250 2.0.0 ok"'
+                    ' mta="mail.example.net (192.0.2.2)"'
+                ),
+                (
+                    "deferred id=q queue=customer1 to=<b@example.net> due=2026-11-23T18:13:42Z"
+                    ' reply="550 5.1.1 no such user"'
+                ),
                 'failed id=q queue=customer1 to=<b@example.net> reply="550 5.1.1 no such user"',
                 "bounced id=q bounce=q.b-1 queue=customer1 to=<a@example.org>",
                 'dropped-bounce id=q queue=customer1 why="triple bounce"',
@@ -150,7 +156,7 @@ class LogTests(SynchronousTestCase):
         self.assertIn('warning text="8 log lines dropped until now"', owning_up)
 
     def test_stuck_write(self) -> None:
-        """While the reader is stuck lines wait, up to a bound, and nothing that was written in part is torn or doubled."""
+        """While the reader is stuck lines wait, up to a bound; what was written in part is neither torn nor doubled."""
         log = self.log(lines=4, room=1000)
         out = bytearray()
         takes = 100
@@ -180,8 +186,8 @@ class LogTests(SynchronousTestCase):
     def test_closed(self) -> None:
         """A write to a closed file is a loss like others."""
         log = self.log()
-        closed = open(os.devnull, "wb")
-        closed.close()
+        with open(os.devnull, "wb") as closed:
+            pass
         log._write = closed.write
 
         log.warning("x")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from qmq.conf.read import load
+from qmq.conf.load import load
 from qmq.sockets import reachable
 
 _PATIENCE = 30.0

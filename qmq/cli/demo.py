@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from qmq.cli.ask import ask
 from qmq.cli.sinks import Ledger, SinkFactory, Source, percentile
@@ -87,9 +88,7 @@ class _Demo:
             from twisted.internet.defer import ensureDeferred  # noqa: PLC0415 - as above
 
             self._reactor.callWhenRunning(
-                lambda: ensureDeferred(self._show(smtp)).addErrback(
-                    lambda f: (failed.append(f.value), self._stop())  # type: ignore[func-returns-value]  # for its effects
-                )
+                lambda: ensureDeferred(self._show(smtp)).addErrback(self._fail, failed)
             )
             self._reactor.run()
         finally:
@@ -103,6 +102,10 @@ class _Demo:
             with open(log.name, encoding="utf-8", errors="replace") as text:
                 tail = "".join(text.readlines()[-15:])
             raise click.ClickException(f"{failed[0]}\nthe gateway's log ends with:\n{tail}")
+
+    def _fail(self, failure: Failure, failed: list[BaseException]) -> None:
+        failed.append(failure.value or RuntimeError("the demo broke"))
+        self._stop()
 
     def _stop(self) -> None:
         if self._reactor.running:
@@ -180,10 +183,10 @@ class _Demo:
         for fact in facts:
             self._queues.update(fact["queues"])
 
-    def _sleep(self, seconds: Seconds) -> Generator[Any, Any, Any]:
+    def _sleep(self, seconds: Seconds) -> Deferred[None]:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - as above
 
-        return deferLater(self._reactor, seconds)  # type: ignore[return-value]  # a Deferred can be awaited
+        return deferLater(self._reactor, seconds)
 
     def _table(self) -> Table:
         table = Table(title=f"{self._sent} messages sent", title_justify="left")

@@ -118,8 +118,11 @@ class _Builder:
         values = self._values("qmq", "qmq", merged)
         if not values["me"]:
             if "me" not in merged:
-                self._findings.error(self._document.whole, "who is this? there is no me",
-                                     "write me = mx.example.org into [qmq], or the name into control/me")  # fmt: skip
+                self._findings.error(
+                    self._document.whole,
+                    "who is this? there is no me",
+                    "write me = mx.example.org into [qmq], or the name into control/me",
+                )
             values["me"] = "localhost"
         if values["workers"] is None:
             values["workers"] = max(1, self._here.cores - 1)
@@ -195,8 +198,11 @@ class _Builder:
         default = next((b for b in beginnings if any(w.text == "*" for w in b.domains)), None)
         for route in shares.elsewhere:
             if default is None:
-                self._findings.error(route.at, f"no instance delivers to {route.host or 'that domain'}",
-                                     "make one the default: `domains = *`, or `:127.0.0.1:1080` in qmtproutes")  # fmt: skip
+                self._findings.error(
+                    route.at,
+                    f"no instance delivers to {route.host or 'that domain'}",
+                    "make one the default: `domains = *`, or `:127.0.0.1:1080` in qmtproutes",
+                )
                 continue
             default.routes.append(route)
             if route.key:
@@ -227,8 +233,11 @@ class _Builder:
             else:
                 values["rcpthosts"] = tuple(t.encode() for t in ours) if hosts else None
                 if folder and ours and not _in_conf_only(beginnings):
-                    self._findings.warning(folder.place("rcpthosts"), "there is none: mail is taken for the routed domains only",
-                                           "list in it what strangers may send to (qmail would have relayed everything)")  # fmt: skip
+                    self._findings.warning(
+                        folder.place("rcpthosts"),
+                        "there is none: mail is taken for the routed domains only",
+                        "list in it what strangers may send to (qmail would have relayed everything)",
+                    )
         values["checks"] = tuple((name, self._options(name)) for name in values["checks"])
         values["greeting"] = values["greeting"] or general.me
         values["key"] = values["key"] or values["certificate"]

@@ -144,11 +144,17 @@ def _check_plan(document: Document, findings: Findings) -> None:
     names: dict[str, Planned] = {}
     for planned in document.plan:
         if other := numbers.get(planned.number):
-            findings.error(planned.at, f"number {planned.text} is taken by {other.name} (line {other.at.line})",
-                           f"write {max(p.number for p in document.plan) + 1}:{planned.name}")  # fmt: skip
+            findings.error(
+                planned.at,
+                f"number {planned.text} is taken by {other.name} (line {other.at.line})",
+                f"write {max(p.number for p in document.plan) + 1}:{planned.name}",
+            )
         if other := names.get(planned.name.lower()):
             # A name is a folder too, and some file systems know no case.
-            findings.error(planned.at, f"name {planned.name} is taken by {other.text} (line {other.at.line})",
-                           "names must differ, not only in case")  # fmt: skip
+            findings.error(
+                planned.at,
+                f"name {planned.name} is taken by {other.text} (line {other.at.line})",
+                "names must differ, not only in case",
+            )
         numbers.setdefault(planned.number, planned)
         names.setdefault(planned.name.lower(), planned)

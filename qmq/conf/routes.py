@@ -132,8 +132,11 @@ def share_out(primary: list[Route], base: int, numbers: Collection[int], finding
             shares.domains.setdefault(number, []).append(Written(at.path, at.line, route.pattern, classic=True))
         elif route.loopback and (route.protocol == "qmtp" or CLASSIC_BASE <= route.port < CLASSIC_BASE + 100):
             number = route.port - CLASSIC_BASE
-            findings.error(route.at, f"port {route.port} of this machine is no instance's",
-                           f"write {number:02}:NAME into conf-qmq" if number >= 0 else "write 1000 + its number")  # fmt: skip
+            findings.error(
+                route.at,
+                f"port {route.port} of this machine is no instance's",
+                f"write {number:02}:NAME into conf-qmq" if number >= 0 else "write 1000 + its number",
+            )
         else:
             shares.elsewhere.append(route)
     return shares
@@ -160,7 +163,7 @@ def own_routes(folder: Folder, base: int, numbers: Collection[int], findings: Fi
 
 
 def rcpthosts(folder: Folder, findings: Findings) -> list[Written] | None:
-    """rcpthosts and morercpthosts together; None if there is no rcpthosts."""
+    """Rcpthosts and morercpthosts together; None if there is no rcpthosts."""
     rows = folder.rows("rcpthosts")
     if rows is None:
         return None

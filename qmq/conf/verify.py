@@ -39,16 +39,22 @@ def _names(conf: Conf, document: Document, findings: Findings) -> None:
         findings.error(document.whole, "names no instance", "write 01:customer1 below [instances]")
     for planned in document.plan:
         if planned.name.lower() in RESERVED:
-            findings.error(planned.at, f"the name {planned.name} is taken by a section of qmq's own",
-                           f"write {planned.text}:{planned.name}1")  # fmt: skip
+            findings.error(
+                planned.at,
+                f"the name {planned.name} is taken by a section of qmq's own",
+                f"write {planned.text}:{planned.name}1",
+            )
             continue
         try:
             word(planned.name)  # it names a folder and a section
         except BadValue as bad:
             findings.error(planned.at, str(bad), bad.remedy)
         if planned.number + conf.general.base > 65535:
-            findings.error(planned.at, f"port {conf.general.base} + {planned.number} is more than 65535",
-                           f"write a number up to {65535 - conf.general.base}")  # fmt: skip
+            findings.error(
+                planned.at,
+                f"port {conf.general.base} + {planned.number} is more than 65535",
+                f"write a number up to {65535 - conf.general.base}",
+            )
 
 
 def _sections(conf: Conf, document: Document, findings: Findings) -> None:
@@ -70,19 +76,31 @@ def _roles(conf: Conf, document: Document, findings: Findings) -> None:
     for role in ("bounce", "storm"):
         several = [instance for instance in conf.instances if instance.role == role]
         for instance in several[1:]:
-            findings.error(place(conf, document, instance, "role"), f"{several[0].name} has role = {role} already",
-                           "one is enough: cut this one")  # fmt: skip
+            findings.error(
+                place(conf, document, instance, "role"),
+                f"{several[0].name} has role = {role} already",
+                "one is enough: cut this one",
+            )
     if conf.general.relay and conf.default is None:
-        findings.warning(conf.places.get("qmq.relay", document.whole), "relay clients can send to the listed domains only",
-                         "for all others give an instance `domains = *`")  # fmt: skip
+        findings.warning(
+            conf.places.get("qmq.relay", document.whole),
+            "relay clients can send to the listed domains only",
+            "for all others give an instance `domains = *`",
+        )
     if conf.instances and not any(instance.domains for instance in conf.instances):
-        findings.warning(document.whole, "no domain is anybody's: all mail is refused",
-                         "write domains = example.org into an instance's section")  # fmt: skip
+        findings.warning(
+            document.whole,
+            "no domain is anybody's: all mail is refused",
+            "write domains = example.org into an instance's section",
+        )
         return
     for instance in conf.instances:
         if not instance.domains and instance.role == "normal":
-            findings.warning(place(conf, document, instance), f"{instance.name} has no domains and gets no mail",
-                             f"write domains = example.org into [{instance.name}]")  # fmt: skip
+            findings.warning(
+                place(conf, document, instance),
+                f"{instance.name} has no domains and gets no mail",
+                f"write domains = example.org into [{instance.name}]",
+            )
 
 
 def _owners(conf: Conf, document: Document, findings: Findings) -> None:
@@ -110,8 +128,11 @@ def _hops(conf: Conf, document: Document, findings: Findings) -> None:
             and not instance.default
         ):
             at = conf.places[f"{instance.name} domain {explicit[0].decode()}"]
-            findings.warning(at, f"{explicit[0].decode()} is delivered to its MX, which may be this gateway",
-                             f"write deliver = smtp:HOST into [{instance.name}], or deliver = mx if that is meant")  # fmt: skip
+            findings.warning(
+                at,
+                f"{explicit[0].decode()} is delivered to its MX, which may be this gateway",
+                f"write deliver = smtp:HOST into [{instance.name}], or deliver = mx if that is meant",
+            )
 
 
 def _stores(conf: Conf, document: Document, findings: Findings) -> None:
@@ -119,8 +140,11 @@ def _stores(conf: Conf, document: Document, findings: Findings) -> None:
     for instance in conf.instances:
         owner = owners.setdefault(os.path.realpath(instance.spool), instance)
         if owner is not instance:
-            findings.error(place(conf, document, instance, "spool"), f"{instance.spool} is {owner.name}'s store",
-                           "give each instance a folder of its own")  # fmt: skip
+            findings.error(
+                place(conf, document, instance, "spool"),
+                f"{instance.spool} is {owner.name}'s store",
+                "give each instance a folder of its own",
+            )
 
 
 def _ports(conf: Conf, document: Document, findings: Findings) -> None:
@@ -164,11 +188,17 @@ def verify_rcpthosts(conf: Conf, rows: list[Written] | None, folder: Folder, fin
         if conf.instance_for(row.text.encode()) is not None:
             continue
         if row.text in local:
-            findings.warning(row, f"{row.text} was delivered on this machine: its mail is refused here",
-                             f"give it an instance, by {row.text}:127.0.0.1:1000+NUMBER in qmtproutes")  # fmt: skip
+            findings.warning(
+                row,
+                f"{row.text} was delivered on this machine: its mail is refused here",
+                f"give it an instance, by {row.text}:127.0.0.1:1000+NUMBER in qmtproutes",
+            )
         else:
-            findings.error(row, f"no instance delivers mail for {row.text}",
-                           f"write {row.text}:127.0.0.1:1000+NUMBER into qmtproutes, or make an instance the default")  # fmt: skip
+            findings.error(
+                row,
+                f"no instance delivers mail for {row.text}",
+                f"write {row.text}:127.0.0.1:1000+NUMBER into qmtproutes, or make an instance the default",
+            )
 
 
 def verify_ground(conf: Conf, document: Document, findings: Findings, here: Ground) -> None:
@@ -184,12 +214,18 @@ def verify_ground(conf: Conf, document: Document, findings: Findings, here: Grou
         )
     for name, at, port in low:
         if port < here.lowest_port:
-            findings.error(at, f"{name} listens on port {port}, which needs root",
-                           "start it as root with user = ACCOUNT in [qmq], or write a port from 1024 on")  # fmt: skip
+            findings.error(
+                at,
+                f"{name} listens on port {port}, which needs root",
+                "start it as root with user = ACCOUNT in [qmq], or write a port from 1024 on",
+            )
     if here.root and not user:
         if low:
-            findings.error(low[0][1], f"port {low[0][2]} is opened as root, and then everything would run as root",
-                           "write user = ACCOUNT into [qmq]")  # fmt: skip
+            findings.error(
+                low[0][1],
+                f"port {low[0][2]} is opened as root, and then everything would run as root",
+                "write user = ACCOUNT into [qmq]",
+            )
         else:
             findings.warning(document.whole, "runs as root", "write user = ACCOUNT into [qmq]")
 

@@ -20,13 +20,17 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from qmq.deliver.manner import Manner, TLSFailure
 from qmq.deliver.mx import Candidate
-from qmq.deliver.smtp import Manner, SMTPConnection, TLSFailure
+from qmq.deliver.smtp import SMTPConnection
 from qmq.interfaces import IDialler
 from qmq.mail import DeliveryFailure, Reply, Seconds, value
+
+_log = Logger()
 
 _PORTS = {"smtp": 25, "lmtp": 24, "qmtp": 209, "mx": 25}  # LMTP's is a habit: it has none (RFC 2033 5)
 # Underscores occur in names of real hosts.
@@ -77,8 +81,6 @@ def _hop(word: str) -> Hop:
         host = host.removesuffix(".")
         if not _NAME.fullmatch(host) or ".." in host:
             raise ValueError(f"{word!r}: {host!r} is no host's name or address; IPv6 stands in brackets")
-    if way == "mx" and rest:
-        raise ValueError(f"{word!r}: mx takes a domain alone; for a port say smtp:HOST:PORT")
     if way == "lmtp" and not rest:
         raise ValueError(f"{word!r}: lmtp has no usual port; say lmtp:{place}:PORT")
     port = rest[1:]
@@ -95,8 +97,7 @@ class Dialler:
     *mx* answers ``candidates(domain)`` and ``addresses(host, port)`` (see
     qmq.deliver.mx); *qmtp* opens a QMTP connection to a Candidate for an IWork.
     *bind* are the addresses that we call from, one a family at most; a host of
-    a family that is not among them is not called. *own* are our addresses as
-    mail exchanger: no address literal leads there.
+    a family that is not among them is not called.
     """
 
     def __init__(
@@ -106,7 +107,6 @@ class Dialler:
         manner: Manner,
         *,
         bind: Sequence[str] = (),
-        own: Sequence[str] = (),
         qmtp: Callable[[Candidate, Any], Deferred[Any]] | None = None,
         timeout_connect: Seconds = 60,
         timeout_dial: Seconds = 120,
@@ -116,7 +116,6 @@ class Dialler:
         self._mx = mx
         self._manners = {"smtp": manner, "mx": manner, "lmtp": replace(manner, lmtp=True)}
         self._bind = bind
-        self._own = frozenset(own)
         self._qmtp = qmtp
         self._timeout_connect = timeout_connect
         self._timeout_dial = timeout_dial
@@ -171,15 +170,15 @@ class Dialler:
         raise DeliveryFailure(_verdict(failures))
 
     async def _candidates(self, hop: Hop) -> Sequence[Candidate]:
-        if hop.port == 0:
-            return (Candidate(hop.host, hop.host, 0),)
-        if hop.literal:
-            if hop.way == "mx" and hop.host in self._own:
-                raise DeliveryFailure(Reply(554, "5.4.6", f"[{hop.host}] is this host: mail would go in a circle"))
-            return (Candidate(hop.host, hop.host, hop.port),)
         found: Sequence[Candidate]
         if hop.way == "mx":
-            found = await self._mx.candidates(hop.host)
+            # A literal goes there, too: it needs no DNS, but is looked at for a loop.
+            domain = hop.host
+            if hop.literal:
+                domain = f"[IPv6:{domain}]" if isIPv6Address(domain) else f"[{domain}]"
+            found = await self._mx.candidates(domain, hop.port)
+        elif hop.port == 0 or hop.literal:
+            return (Candidate(hop.host, hop.host, hop.port, 0),)
         else:
             found = await self._mx.addresses(hop.host, hop.port)
         if not found:
@@ -244,7 +243,10 @@ class Dialler:
         """Once a second, while there are connections: whose time is over?"""
         now = self._reactor.seconds()
         for connection in tuple(self.connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:  # noqa: BLE001 - whatever one site does with its news, the others' time is kept
+                _log.failure("closing {mta}", mta=connection.mta)
         if not self.connections:
             self._sweep.stop()
 

@@ -1,14 +1,17 @@
 """
-One QMTP connection as its owner uses it: packages out, answers in, large bodies as fast as the peer takes them.
+One QMTP connection as its owner uses it: packages out, answers in.
+
+A large body leaves piece by piece, as fast as the peer takes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 from typing import Protocol as Interface
 
-from twisted.internet.interfaces import IPullProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IAddress, IConnector, IPullProducer, ITCPTransport
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -46,7 +49,7 @@ class Line(Protocol):
         self._mta = mta
         self._out: list[bytes] = []
         self._gone = False
-        self.outstanding = 0
+        self.moved = False  # a piece of a large body has left, since whoever looks here last looked
 
     @property
     def streaming(self) -> bool:
@@ -56,13 +59,14 @@ class Line(Protocol):
     def connectionMade(self) -> None:
         """Ready at once: QMTP has no greeting."""
         self._transport = cast("Any", self.transport)  # its interface has no registerProducer, no abortConnection
+        if ITCPTransport.providedBy(self._transport):
+            self._transport.setTcpKeepAlive(True)  # else a peer that lost its power is found out by a message
         self._write = fast_writer(self._transport)
         self._owner.made(self)
 
     def send(self, message: Message, low: int = 0) -> None:
         """Take a message; small ones leave with flush. Raises ValueError if the wire cannot say it."""
         self._out.append(self._wire.send(message, low))
-        self.outstanding += 1
         if self._wire.streaming:
             self.flush()
             self._transport.registerProducer(self, streaming=False)
@@ -79,7 +83,6 @@ class Line(Protocol):
         if self._gone:
             return
         finished = self._wire.receive(data)
-        self.outstanding -= len(finished)
         if finished:
             self._owner.answered(self, finished)
         if self._wire.broken:
@@ -112,6 +115,7 @@ class Line(Protocol):
             return
         # Not by the fast writer: only a transport that has sent a buffer asks for more.
         self._transport.write(chunk)
+        self.moved = True
         if not self._wire.streaming:
             self._transport.unregisterProducer()
             self._owner.free(self)
@@ -123,5 +127,22 @@ class Line(Protocol):
         if not self._gone:
             self._gone = True
             self._out.clear()
-            self.outstanding = 0
             self._owner.lost(self, self._wire.cut(unknown))
+
+
+class Call(ClientFactory):
+    """Brings a line together with its transport, or tells why not."""
+
+    noisy = False
+
+    def __init__(self, line: Line, failed: Callable[[Failure], None]) -> None:
+        self._line = line
+        self._failed = failed
+
+    def buildProtocol(self, addr: IAddress | None) -> Line:
+        """The line."""
+        return self._line
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+        """There will be no connection."""
+        self._failed(reason)

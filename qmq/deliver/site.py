@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from zope.interface import implementer
 
 from qmq.interfaces import IWork
-from qmq.mail import Message, Reply, Seconds
+from qmq.mail import Message, Reply, Seconds, value
 
 Done = Callable[[Message, Sequence[Reply]], None]
 
@@ -24,11 +24,24 @@ Done = Callable[[Message, Sequence[Reply]], None]
 BREAKS = 3
 
 
+@value
+class SiteStatus:
+    """A site, for people."""
+
+    name: bytes
+    ready: int
+    connections: int
+    dialling: int
+    slots: int
+    dead_for: Seconds  # until the next try; 0: alive
+    reply: Reply | None
+
+
 class House(Protocol):
     """What a site asks of those who share out connections."""
 
     count: int  # messages added and not done
-    pressure: int  # sites that wait for a connection which others could give up
+    shares: Any  # qmq.deliver.shares, which divides the connections
     slots_max: int
 
     def now(self) -> Seconds:
@@ -42,9 +55,6 @@ class House(Protocol):
 
     def drained(self, site: Site) -> None:
         """There is room again in a ready queue that was full."""
-
-    def park(self, site: Site, connection: Any) -> None:
-        """Nothing to do for this connection now: keep it, or close it for others."""
 
     def gone(self, site: Site, connection: Any, reason: Reply | None) -> None:
         """A connection is no more."""
@@ -86,9 +96,15 @@ class Site:
         self.reply: Reply | None = None  # why it is down
         self.touched = now  # when mail for it was last seen while it was down
 
+    def status(self, now: Seconds) -> SiteStatus:
+        """For who looks in."""
+        dead_for = max(0, self.until - now) if self.down else 0
+        reply = self.reply if self.down else None
+        return SiteStatus(self.name, len(self.ready), len(self.open), self.dialling, self.slots, dead_for, reply)
+
     def take(self) -> Message | None:
         """The next message, unless this site's turn is over and another has waited for it."""
-        if not self.ready or (self.credit <= 0 and self.house.pressure > 0):
+        if not self.ready or (self.credit <= 0 and self.house.shares.pressure > 0):
             return None
         return self.pop()
 
@@ -130,7 +146,7 @@ class Site:
             return  # said before its dial was: it is asked for then
         message = self.take()
         if message is None:
-            self.house.park(self, connection)
+            self.house.shares.park(self, connection)
         else:
             connection.send(message)
 

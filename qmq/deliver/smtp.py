@@ -12,7 +12,7 @@ nobody.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -23,46 +23,21 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qmq.conversation import fast_writer
+from qmq.deliver.manner import STALE, Manner, TLSFailure, turned_away
 from qmq.interfaces import IConnection
-from qmq.mail import DeliveryFailure, Message, Reply, Seconds, value
+from qmq.mail import DeliveryFailure, Message, Reply, Seconds
 from qmq.wire.replies import ProtocolError, ReplyParser
-from qmq.wire.smtp_client import Finished, SMTPClientWire, Stage
+from qmq.wire.smtp_client import Finished, SMTPClientWire
 from qmq.wire.smtp_envelope import Extensions, extensions
+from qmq.wire.smtp_transaction import Stage
 
 _log = Logger()
-
-# What a message gets whose kept connection turned out to be closed before anything was answered: nothing was
-# delivered, and a new connection may be tried at once.
-STALE = Reply(451, "4.4.2", "the kept connection had been closed by the peer")
 
 # How long the answer to QUIT is waited for; it changes nothing any more.
 _FAREWELL: Seconds = 5
 
 # EHLO's answer has a line for each extension; servers of today offer up to fifteen.
 _EHLO_LINES = 64
-
-
-@value
-class Manner:
-    """How we speak to a site's hosts. The times are those of RFC 5321 4.5.3.2."""
-
-    helo: bytes = b"localhost"
-    lmtp: bool = False
-    tls: Callable[[str], Any] | None = None  # STARTTLS's options for a host's name; None: stay in clear
-    tls_text: Callable[[Any], str] | None = None  # of a transport: protocol, cipher, verified or unverified
-    tls_required: bool = False  # no message in clear
-    chunking: bool = True  # BDAT where it is offered
-    messages: int = 1000  # on one connection
-    command_seconds: Seconds = 300  # banner, EHLO, MAIL, RCPT
-    initiation_seconds: Seconds = 120  # DATA
-    data_seconds: Seconds = 180  # a piece of the text to be taken
-    end_seconds: Seconds = 600  # the answer to the final dot
-    tls_seconds: Seconds = 60  # the handshake
-    idle_seconds: Seconds = 30  # kept open without a message
-
-
-class TLSFailure(DeliveryFailure):
-    """STARTTLS was agreed on, and no encrypted session came of it."""
 
 
 @implementer(IConnection, IHandshakeListener, IPullProducer)
@@ -164,7 +139,7 @@ class SMTPConnection(Protocol):
     async def _open(self) -> None:
         banner = await self._reply()
         if not banner.ok:
-            raise DeliveryFailure(_turned_away(banner))
+            raise DeliveryFailure(turned_away(banner))
         await self._hello()
         manner = self._manner
         if manner.tls is not None and self.offered.starttls:
@@ -186,7 +161,7 @@ class SMTPConnection(Protocol):
             self.offered = Extensions()
             answer = await self._ask(b"HELO %s\r\n" % manner.helo)
         if not answer.ok:
-            raise DeliveryFailure(_turned_away(answer))
+            raise DeliveryFailure(turned_away(answer))
 
     async def _start_tls(self, options: Callable[[str], Any]) -> None:
         # Nothing said in clear counts inside: octets behind the 220 have cut the connection already (see
@@ -221,17 +196,20 @@ class SMTPConnection(Protocol):
         return waiting
 
     def _opening_reply(self, parser: ReplyParser, data: bytes) -> None:
+        early = False
         try:
             parser.receive(data)
             reply = parser.next_reply()
-            if reply is None:
-                return
-            if parser.held or self._waiting is None:
-                raise ProtocolError("an answer to what was not asked yet")
+            early = reply is not None and parser.held
         except ProtocolError as error:
             self._cut(Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}"))
             return
+        if reply is None:
+            return
         waiting, self._waiting = self._waiting, None
+        if early or waiting is None:
+            self._cut(Reply(451, "4.5.0", f"{self.mta} broke the protocol: an answer to what was not asked yet"))
+            return
         waiting.callback(reply)
 
     def _begin(self) -> None:
@@ -239,13 +217,13 @@ class SMTPConnection(Protocol):
         manner = self._manner
         self._parser = None
         self._wire = SMTPClientWire(self.offered, self.mta, self._more, lmtp=manner.lmtp, chunking=manner.chunking)
-        self._write = transport.write if self.tls else fast_writer(transport)
+        self._write = fast_writer(transport)
         self._extend(manner.idle_seconds)
         self.ready.callback(self)
 
     def _not_opened(self, failure: Failure) -> None:
         if failure.check(DeliveryFailure):
-            self._fail(failure.value.reply)  # type: ignore[attr-defined]  # of a DeliveryFailure
+            self._fail(cast("DeliveryFailure", failure.value).reply)
             return
         if not self._shaking:  # a host's name that no certificate can have is the host's fault, all else is ours
             _log.failure("cannot open a connection to {mta}", failure, mta=self.mta)
@@ -286,7 +264,8 @@ class SMTPConnection(Protocol):
         if self._over:
             return
         if wire.trouble is not None:
-            self._lose(wire.trouble)
+            # A text that we could not read is no mark against the server.
+            self._lose(None if wire.trouble.status == "4.3.0" and not wire.trouble.mta else wire.trouble)
             self._abort_transport()
         elif not wire.idle:
             if wire.answered != self._answered:
@@ -411,18 +390,3 @@ class SMTPConnection(Protocol):
             kept = self._manner.messages - self._left > 1
             stale = kept and wire.answered == self._fresh
             self._cut(STALE if stale else Reply(451, "4.4.2", text))
-
-
-def _turned_away(reply: Reply) -> Reply:
-    """
-    What a host's refusal to greet means for the mail.
-
-    Nothing of the message was said yet, so it is the host's trouble and
-    temporary, as in qmail; but 554 and 521 mean that no mail is taken here
-    (RFC 5321 3.1, RFC 7504).
-    """
-    if reply.temporary or reply.code in {521, 554}:
-        return reply
-    if reply.code < 400:
-        return Reply(451, "4.5.0", f"a greeting with {reply.code}: {reply.text}", reply.mta)
-    return Reply(reply.code - 100, "4" + reply.status[1:], reply.text, reply.mta)

@@ -9,7 +9,9 @@ listening, so that one forged packet cannot turn into a failure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import dns.exception
@@ -20,13 +22,18 @@ import dns.rcode
 import dns.rdatatype
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as Late
-from twisted.internet.protocol import ClientFactory, DatagramProtocol, Protocol
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from qmq.mail import Octets, Seconds
 
 # dns-oarc's flag day 2020: what passes every path without fragments.
 PAYLOAD: Octets = 1232
+
+# Packets taken in one go, so that a flood of forged ones leaves time for others.
+_BURST = 16
 
 Server = tuple[str, int]  # IP address and port
 T = TypeVar("T")
@@ -52,11 +59,18 @@ class Query:
     """
     Asks *servers* in order, each *tries* times for at most *timeout* seconds.
 
-    *reactor* provides IReactorUDP, IReactorTCP and IReactorTime.
+    *reactor* provides IReactorFDSet, IReactorTCP and IReactorTime; *connect* makes a UDP socket.
     """
 
-    def __init__(self, reactor: Any, timeout: Seconds = 5, tries: int = 2) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        timeout: Seconds = 5,
+        tries: int = 2,
+        connect: Callable[[Server], socket.socket] | None = None,
+    ) -> None:
         self._reactor = reactor
+        self._connect = connect or _connected
         self._timeout = timeout
         self._tries = tries
 
@@ -89,22 +103,21 @@ class Query:
         return answer
 
     async def _by_udp(self, server: Server, question: dns.message.QueryMessage) -> dns.message.QueryMessage:
-        datagrams = _Datagrams(question)
         try:
-            port = self._reactor.listenUDP(
-                0, datagrams, interface="::" if ":" in server[0] else "", maxPacketSize=65535
-            )
-        except Exception as failure:  # no descriptor, no such family: as good as no answer
+            opened = self._connect(server)
+        except OSError as failure:  # no descriptor, no such family, no way there: as good as no answer
             raise DNSTrouble(f"{server[0]}: {failure}") from failure
+        datagrams = _Datagrams(opened, question)
         try:
-            port.connect(*server)
-            port.write(question.to_wire())
+            opened.send(question.to_wire())
+            self._reactor.addReader(datagrams)
             return await self._timely(datagrams.answered, server)
         except OSError as failure:
             raise DNSTrouble(f"{server[0]}: {failure}") from failure
         finally:
             datagrams.over = True
-            port.stopListening()
+            self._reactor.removeReader(datagrams)
+            opened.close()
 
     async def _by_tcp(self, server: Server, question: dns.message.QueryMessage) -> dns.message.QueryMessage:
         stream = _Stream(question)
@@ -137,21 +150,64 @@ def _answer(question: dns.message.QueryMessage, wire: bytes) -> dns.message.Quer
     return answer
 
 
-class _Datagrams(DatagramProtocol):
-    def __init__(self, question: dns.message.QueryMessage) -> None:
+def _connected(server: Server) -> socket.socket:
+    """A UDP socket at a port that the system draws, which hears *server* alone."""
+    family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+    datagrams = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        datagrams.connect(server)
+    except OSError:
+        datagrams.close()
+        raise
+    return datagrams
+
+
+@implementer(IReadDescriptor)
+class _Datagrams:
+    """
+    One question's socket.
+
+    Not a Twisted UDP port: that writes two lines to the log when it opens and
+    closes, for every question.
+    """
+
+    def __init__(self, datagrams: socket.socket, question: dns.message.QueryMessage) -> None:
         self.answered: Deferred[dns.message.QueryMessage] = Deferred()
         self.over = False
+        self._socket = datagrams
         self._question = question
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        if not self.over and (answer := _answer(self._question, datagram)) is not None:
-            self.over = True
-            self.answered.callback(answer)
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
-    def connectionRefused(self) -> None:
+    def logPrefix(self) -> str:
+        return "dns"
+
+    def doRead(self) -> None:
+        for _ in range(_BURST):
+            try:
+                datagram = self._socket.recv(65535)
+            except BlockingIOError:
+                return
+            except OSError as failure:
+                self._failed(str(failure))
+                return
+            if self.over:
+                return
+            if (answer := _answer(self._question, datagram)) is not None:
+                self.over = True
+                self.answered.callback(answer)
+                return
+
+    def connectionLost(self, reason: Failure) -> None:
+        # On epoll an ICMP "port unreachable" comes this way.
+        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._failed(os.strerror(number) if number else reason.getErrorMessage())
+
+    def _failed(self, why: str) -> None:
         if not self.over:
             self.over = True
-            self.answered.errback(DNSTrouble("connection refused"))
+            self.answered.errback(DNSTrouble(why))
 
 
 class _Stream(Protocol):

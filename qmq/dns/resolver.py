@@ -10,6 +10,7 @@ shares the answer. "localhost" and what stands in /etc/hosts is answered here
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -67,7 +68,8 @@ class Resolver:
     str or bytes (UTF-8) and may be internationalised. *entries* and *octets*
     bound the memory of answers, *records* how many of one answer are given (of
     exchangers the most preferred), *flights* the questions under way: one more
-    is DNSTrouble at once.
+    is DNSTrouble at once. *reactor* provides IReactorFDSet, IReactorTCP and
+    IReactorTime; *connect* makes the UDP sockets.
     """
 
     def __init__(
@@ -85,11 +87,12 @@ class Resolver:
         flights: int = 500,
         shortest: Seconds = 5,
         longest: Seconds = 3600,
+        connect: Callable[[Server], socket.socket] | None = None,
     ) -> None:
         self.hits = 0
         self.misses = 0
         self._clock: Callable[[], Seconds] = reactor.seconds
-        self._query = Query(reactor, timeout, tries)
+        self._query = Query(reactor, timeout, tries, connect)
         self._servers = servers
         self._resolv_conf = SystemFile(resolv_conf, read_resolv_conf, self._clock)
         self._hosts = SystemFile(hosts, read_hosts, self._clock)

@@ -52,17 +52,17 @@ def settle(
     recipients = envelope.recipients
     entry.attempts += 1
     if len(recipients) == 1 and replies and replies[0].ok:
-        delivered = ((recipients[0], replies[0]),)
         _keep_only(entry, ())
-        return Settled(delivered)
+        return Settled(((recipients[0], replies[0]),))
     final = expired(entry.born, started, lifetime)
     may_fail = not entry.bouncing
-    sorted_out: tuple[list[tuple[Address, Reply]], ...] = ([], [], [])
-    delivered_, deferred, failed = sorted_out
+    taken: list[tuple[Address, Reply]] = []
+    deferred: list[tuple[Address, Reply]] = []
+    failed: list[tuple[Address, Reply]] = []
     for i, recipient in enumerate(recipients):
         reply = replies[i] if i < len(replies) else _NO_REPLY
         if reply.ok:
-            delivered_.append((recipient, reply))
+            taken.append((recipient, reply))
         elif may_fail and reply.permanent:
             failed.append((recipient, reply))
         elif may_fail and final:
@@ -77,7 +77,7 @@ def settle(
     if failed:
         entry.bouncing = tuple(failed)
         entry.generation += 1
-    return Settled(tuple(delivered_), tuple(deferred), tuple(failed))
+    return Settled(tuple(taken), tuple(deferred), tuple(failed))
 
 
 def _keep_only(entry: Entry, deferred: Outcomes) -> None:

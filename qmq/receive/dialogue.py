@@ -306,6 +306,7 @@ class Dialogue:
         if isinstance(replies, Failure):
             return replies
         envelope = message.envelope
+        queue_id = envelope.token.id
         taken = []
         for recipient, reply in zip(envelope.recipients, replies, strict=True):
             if reply.ok:
@@ -314,9 +315,9 @@ class Dialogue:
                 self._at.log.refused(self._session, envelope.sender, recipient, reply, "next hop")
         if not taken:
             return self._refuse(_joint(replies))
-        self._at.log.accepted(envelope.token.id, self._session, envelope.sender, taken, message.size)
+        self._at.log.accepted(queue_id, self._session, envelope.sender, taken, message.size)
         self._errors = self._talk = 0
-        return b"250 2.0.0 ok %s\r\n" % envelope.token.id
+        return b"250 2.0.0 ok %s\r\n" % queue_id
 
     def _forget(self) -> None:
         """End the transaction, whatever its state."""
@@ -347,6 +348,8 @@ class Dialogue:
             if self._errors > self._limits.errors:
                 self._end()
                 return say.TOO_MANY_ERRORS
+        elif reply.code == 421:
+            self._end()  # RFC 5321 3.8: whoever says 421 closes
         return reply
 
     def _talked(self, reply: Reply, commands: int = 1) -> Reply:

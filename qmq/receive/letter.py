@@ -22,10 +22,11 @@ class Letter:
     accepted ones, in order, each once; *refused*: there were others.
     """
 
-    __slots__ = ("_lines", "_seen", "_spoilt", "draft", "fields", "mail", "recipients", "refused", "token")
+    __slots__ = ("_lines", "_seen", "_spoilt", "draft", "fields", "id", "mail", "recipients", "refused", "token")
 
     def __init__(self, token: Token, mail: MailFrom, fields: bytes) -> None:
         self.token = token
+        self.id = token.id
         self.mail = mail
         self.fields = fields
         self.recipients: dict[Address, None] = {}
@@ -39,7 +40,7 @@ class Letter:
         """As checkers see it."""
         if self._seen is None:
             mail = self.mail
-            self._seen = Transaction(self.token.id, mail.sender, mail.size, mail.smtputf8, tuple(self.recipients))
+            self._seen = Transaction(self.id, mail.sender, mail.size, mail.smtputf8, tuple(self.recipients))
         return self._seen
 
     def add(self, recipient: Address, fields: bytes) -> None:
@@ -86,7 +87,7 @@ class Letter:
         body = self.draft.close()
         mail, recipients = self.mail, tuple(self.recipients)
         only = recipients[0] if len(recipients) == 1 else None
-        received = trace.received(opening, session, self.token.id, only, smtputf8=mail.smtputf8)
+        received = trace.received(opening, session, self.id, only, smtputf8=mail.smtputf8)
         client = session.client.encode("ascii", "replace")
         word = protocol(session, smtputf8=mail.smtputf8)
         origin = Origin(word, client, session.port, session.helo, session.user)

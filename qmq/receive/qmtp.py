@@ -11,12 +11,11 @@ and what was handed on already is finished, answered or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, cast
 from typing import Protocol as Interface
 
-from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.internet.address import IPv6Address as IPv6Peer
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
@@ -27,16 +26,12 @@ from zope.interface import implementer
 from qmq.conversation import fast_writer
 from qmq.mail import Address, Clock, Envelope, Message, Octets, Origin, Replies, Reply, Seconds, Session, Token
 from qmq.receive.draft import Draft, Drafts
+from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, TRY_LATER
 from qmq.receive.trace import Trace, hops
 from qmq.wire.netstring import ProtocolError
 from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
 
 Networks = Sequence[IPv4Network | IPv6Network]
-
-NO_ROOM = Reply(452, "4.3.1", "no room for the message now")
-TOO_MANY_HOPS = Reply(554, "5.4.6", "too many hops, this message is looping")
-ENDLESS_HEADER = Reply(552, "5.3.4", "message header too big")
-TROUBLE = Reply(451, "4.3.0", "trouble here, try again later")
 
 
 class InDoubtHop(Interface):
@@ -77,7 +72,7 @@ class QMTPFactory(ServerFactory):
         peers: Networks = (),
         extension: bool = False,
         extension_peers: Networks = (),
-        message_octets: Octets = 1 << 30,
+        message_octets: Octets = 0,
         recipients: int = 1000,
         max_hops: int = 100,
         window: int = 64,
@@ -116,11 +111,10 @@ class QMTPFactory(ServerFactory):
         """A session, or None: the connection is closed at once."""
         if self._stopped is not None or len(self._sessions) >= self._limit:
             return None
-        if isinstance(addr, IPv4Address | IPv6Peer):
+        if isinstance(addr, IPv4Address | IPv6Address):
             trusted = _within(addr.host, self._extension_peers)
-            if not trusted and not _within(addr.host, self._peers):
-                return None
-            return QMTPServer(self, self._wire(trusted), addr.host, addr.port, trusted=trusted)
+            if trusted or _within(addr.host, self._peers):
+                return QMTPServer(self, self._wire(trusted), addr.host, addr.port, trusted=trusted)
         if isinstance(addr, UNIXAddress):
             return QMTPServer(self, self._wire(self._extension), "", 0, trusted=self._extension)
         return None
@@ -187,6 +181,7 @@ class QMTPServer(Protocol):
         self._octets: Octets = 0  # of messages that the next hop has in hand
         self._open = False
         self._ending = False
+        self._closing = False
         self._pumping = False
         self._flushing = False
         self._reading = True
@@ -229,24 +224,22 @@ class QMTPServer(Protocol):
         """Once a second: end what takes too long."""
         factory = self._factory
         late = now - self._mark >= factory.stall_seconds
-        if self._choked or (self._ending and not self._wire.outstanding):
+        if self._ending and self._wire.outstanding:
+            self._mark = now
+            return
+        if self._choked or self._ending:
             if late:
                 self._abort("answers are not read")
-        elif self._ending:
-            self._mark = now
-        elif self._reading and self._wire.within:
+            return
+        coming = self._reading and self._wire.within
+        if coming and late and self._taken < factory.least:
+            self._abort("a package does not come on")
+            return
+        if self._taken or self._wire.within or self._wire.outstanding:
             self._busy = now
-            if late:
-                if self._taken < factory.least:
-                    self._abort("a package does not come on")
-                self._mark, self._taken = now, 0
-        else:
+        if late or not coming:
             self._mark, self._taken = now, 0
-            if self._wire.outstanding:
-                self._busy = now
-        if not (self._trusted or self._ending) and (
-            now - self._born >= factory.session_seconds or now - self._busy >= factory.idle_seconds
-        ):
+        if not self._trusted and now >= min(self._born + factory.session_seconds, self._busy + factory.idle_seconds):
             self.end()
 
     def pauseProducing(self) -> None:
@@ -305,7 +298,7 @@ class QMTPServer(Protocol):
         if message is None or draft is None:
             if draft is not None:
                 draft.discard()
-            self._wire.reply(mail.slot, [reply or NO_ROOM for reply in replies])
+            self._wire.reply(mail.slot, [reply or NO_SPACE for reply in replies])
             return
         self._octets += message.size
         hop = self._factory.hop
@@ -316,11 +309,11 @@ class QMTPServer(Protocol):
     def _fault(self, draft: Draft | None) -> Reply | None:
         """What speaks against the message for all recipients."""
         if draft is None or draft.trouble is not None:
-            return NO_ROOM
+            return NO_SPACE
         header = draft.header()
         if header is None:
-            return ENDLESS_HEADER
-        return TOO_MANY_HOPS if hops(header) >= self._factory.max_hops else None
+            return HEADER_TOO_BIG
+        return LOOP if hops(header) >= self._factory.max_hops else None
 
     def _message(self, mail: Mail, recipients: tuple[Address, ...], draft: Draft) -> Message | None:
         """What is handed on; None if the draft's file is in trouble."""
@@ -346,7 +339,7 @@ class QMTPServer(Protocol):
         taken.draft.discard()
         self._octets -= taken.message.size
         rest = iter(given)
-        self._wire.reply(taken.slot, [reply or next(rest, TROUBLE) for reply in taken.replies])
+        self._wire.reply(taken.slot, [reply or next(rest, TRY_LATER) for reply in taken.replies])
         if self._pumping or not self._open:
             return
         if not self._reading and not self._ending:
@@ -361,7 +354,7 @@ class QMTPServer(Protocol):
     def _failed(self, failure: Failure, taken: _Taken) -> None:
         envelope = taken.message.envelope
         self._log.failure("next hop failed with {id}", failure, id=envelope.token.id)
-        self._answered((TROUBLE,) * len(envelope.recipients), taken)
+        self._answered((TRY_LATER,) * len(envelope.recipients), taken)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -370,7 +363,8 @@ class QMTPServer(Protocol):
         if out := self._wire.to_send():
             self._write(out)
         self._regulate()
-        if self._ending and not self._wire.outstanding:
+        if self._ending and not self._wire.outstanding and not self._closing:
+            self._closing = True
             self._transport.unregisterProducer()
             self._transport.loseConnection()
 
@@ -402,6 +396,6 @@ class QMTPServer(Protocol):
 def _within(host: str, networks: Networks) -> bool:
     """The address is in one of them; an IPv4 address in IPv6's clothes is IPv4."""
     found = ip_address(host.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+    if found.version == 6 and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
     return any(found.version == network.version and found in network for network in networks)

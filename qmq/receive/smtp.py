@@ -18,7 +18,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from qmq.conversation import Conversation, Deadlines, fast_writer
+from qmq.conversation import Conversation, fast_writer
+from qmq.deadlines import Deadlines
 from qmq.mail import Reply, Session, value
 from qmq.receive.dialogue import Dialogue
 from qmq.receive.reception import Reception
@@ -90,10 +91,14 @@ class SMTPFactory(ServerFactory):
         if client is not None and self._each[whose] >= crowd.each and not _within(client, crowd.exempt):
             return _Regret(TOO_MANY_OF_YOURS)
         limits = self._reception.limits
-        wire = SMTPServerWire(line_octets=limits.line, command_octets=limits.command)
+        port = getattr(addr, "port", 0)
+
+        def begin(conversation: Conversation) -> Dialogue:
+            return self._begun(conversation, client, port)
+
         conversation = Conversation(
-            wire,
-            lambda here: self._begun(here, client, getattr(addr, "port", 0)),
+            SMTPServerWire(line_octets=limits.line, command_octets=limits.command),
+            begin,
             ended=self._ended,
             context=self._context,
             deadlines=self._deadlines,
@@ -139,7 +144,7 @@ class SMTPFactory(ServerFactory):
         self._log.failure("the sweep of the sessions broke", failure)
 
     def hang_up(self, reply: Reply = SHUTTING_DOWN) -> None:
-        """End all sessions that are not being answered; the others end at their deadlines, or when the process does."""
+        """End all sessions; those that await our answer, when they have it."""
         for conversation in tuple(self.sessions):
             conversation.hang_up(reply)
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from qmq.conf.model import Conf
-from qmq.log import EventLog
+from qmq.deliver.mx import MX
+from qmq.dns.resolver import Resolver
+from qmq.log import EventLog, to_descriptor
 from qmq.mail import Clock
+from qmq.spool.writer import Writers
+
+# Writer threads of a process: as many stores can be waiting for their disks at once.
+_WRITERS = 4
 
 
 @dataclass
@@ -23,12 +32,35 @@ class House:
     reactor: Any
     conf: Conf
     log: EventLog
-    writers: Any
-    mx: Any
+    writers: Writers
+    resolver: Resolver
+    mx: MX
     wall: Clock = field(default=time.time)
 
-    def folder(self, *names: str) -> str:
-        """A folder of the spool, made if it is not there, for us alone."""
-        path = os.path.join(self.conf.general.spool, *names)
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        return path
+    def close(self) -> None:
+        """After all services have stopped."""
+        self.log.flush()
+        self.writers.stop()
+
+
+def open_house(reactor: Any, conf: Conf) -> House:
+    """As *conf* says."""
+    if conf.general.log == "-":
+        descriptor = sys.stdout.fileno()
+    else:
+        descriptor = os.open(conf.general.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    resolver = Resolver(reactor)
+    mx = MX(resolver, own=lambda: own_addresses(conf), own_names=[conf.general.me], random=random.SystemRandom())
+    return House(
+        reactor,
+        conf,
+        EventLog(to_descriptor(descriptor), reactor, time.time),
+        Writers(_WRITERS, call_from_thread=reactor.callFromThread),
+        resolver,
+        mx,
+    )
+
+
+def own_addresses(conf: Conf) -> Collection[str]:
+    """The addresses that the primary listens on, for the guard against loops; wildcards are found by name."""
+    return {host for host, _ in conf.primary.listen if host not in ("", "0.0.0.0", "::")}

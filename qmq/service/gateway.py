@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.admin.control import ControlFactory, Desk
 from qmq.conf.model import Conf, Instance
-from qmq.conf.read import load
+from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
 from qmq.privileges import become, own
 from qmq.processes import CHILD, Lifeline, Workers
@@ -34,7 +34,7 @@ log = Logger()
 def crews(conf: Conf) -> dict[str, tuple[str, ...]]:
     """Which worker runs which instances: `process = own` has one of its own, the rest are dealt out evenly."""
     dealt: dict[str, list[str]] = {}
-    local = [i for i in conf.instances if not i.handover.address]
+    local = [i for i in conf.instances if not i.handover.host]
     shared = [i for i in local if i.process != "own"]
     for n, instance in enumerate(shared):
         dealt.setdefault(f"worker-{n % max(1, conf.general.workers) + 1}", []).append(instance.name)
@@ -60,7 +60,7 @@ class Gateway(MultiService):
         self._child = environ.get(CHILD, "")
         self._sockets = Sockets()
         self._sockets.inherit(environ)
-        names = [i.name for i in conf.instances if not i.handover.address]
+        names = [i.name for i in conf.instances if not i.handover.host]
         self._crews = {} if only or not conf.general.workers else crews(conf)
         self._primary_here = not only or "primary" in only
         self._here = [name for name in names if (name in only if only else not self._crews)]
@@ -203,7 +203,9 @@ class Gateway(MultiService):
         sys.stdout.flush()
 
     def _trouble(self, failure: Failure) -> None:
-        cause = failure.value.subFailure.value if hasattr(failure.value, "subFailure") else failure.value
+        cause: Any = failure.value
+        if isinstance(cause, FirstError):
+            cause = cause.subFailure.value
         log.critical("cannot start: {cause}", cause=cause)
         sys.stderr.write(f"qmq cannot start: {cause}\n")
         self._reactor.exitStatus = 1

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import Address, Body, Entry, Envelope, FileBody, Message, Octets, Seconds, Token
 from qmq.spool.query import Query
-from qmq.spool.record import Record, pack, unpack
+from qmq.spool.record import pack, unpack
 
 NONE = 1 << 62  # lowest, oldest: of an empty store
 
@@ -90,22 +90,6 @@ class Batch:
         )  # fmt: skip
 
 
-class Outcome:
-    """What the store holds now, and what happened to the batch."""
-
-    __slots__ = ("alarms", "answers", "free", "lowest", "messages", "octets", "oldest", "refused")
-
-    def __init__(self, counts: Counts, free: bool) -> None:
-        self.messages = counts.messages
-        self.octets = counts.octets
-        self.lowest = counts.lowest
-        self.oldest = counts.oldest
-        self.free = free
-        self.refused: SpoolTrouble | None = None  # why none of the keeps was done, though the settles were
-        self.alarms: list[str] = []  # for the operator
-        self.answers: list[Any] = []  # to the reads, in order: a result or an exception
-
-
 class Counts:
     """How much is stored."""
 
@@ -118,19 +102,37 @@ class Counts:
         self.oldest = oldest
 
 
+class Outcome:
+    """
+    What happened to a batch.
+
+    *counts* and *alarms* (for the operator, who reads takes them away) are the table's own, and so
+    include what its reads found out; they are to be looked at before the table's next job.
+    """
+
+    __slots__ = ("alarms", "answers", "counts", "free", "refused")
+
+    def __init__(self, counts: Counts, alarms: list[str], free: bool) -> None:
+        self.counts = counts
+        self.alarms = alarms
+        self.free = free
+        self.refused: SpoolTrouble | None = None  # why none of the keeps was done, though the settles were
+        self.answers: list[Any] = []  # to the reads, in order: a result or an exception
+
+
 class Opened:
-    """What a table found at start."""
+    """What a table found at start; counts and alarms as in Outcome."""
 
     __slots__ = ("alarms", "counts", "epoch", "free", "lows", "tag", "tombstones")
 
-    def __init__(self, tag: bytes, epoch: int, counts: Counts) -> None:
+    def __init__(self, tag: bytes, epoch: int, counts: Counts, alarms: list[str], free: bool = True) -> None:
         self.tag = tag
         self.epoch = epoch  # of this start; higher than any before
         self.counts = counts
-        self.free = True
+        self.alarms = alarms
+        self.free = free
         self.lows: Sequence[tuple[bytes, int]] = ()
         self.tombstones: Sequence[tuple[bytes, int, bytes]] = ()
-        self.alarms: list[str] = []
 
 
 class Table(Protocol):
@@ -204,8 +206,3 @@ def rows(keep: Keep, part: int = 0) -> list[tuple[int, bytes, int, int, bytes, S
         (entry.number, peer, seq, i, entry.site, entry.born, entry.message.size, place, pack(entry))
         for i, entry in enumerate(keep.entries, part)
     ]
-
-
-def recipients_of(record: Record) -> frozenset[Address]:
-    """All that a row was ever about, as a set."""
-    return frozenset(record.known)

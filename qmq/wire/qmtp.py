@@ -73,7 +73,7 @@ class QMTPServerWire:
 
     At most *window* packages wait for replies; until then what follows is
     parsed. Every bound is in octets: *message_octets* (more is read and answered
-    D; *hard_octets* ends the connection), *address_octets* and *recipients* (beyond:
+    D; 0: no such limit; *hard_octets* ends the connection), *address_octets* and *recipients* (beyond:
     refused singly), *list_octets* (sender or recipient list beyond: ends it).
     """
 
@@ -81,7 +81,7 @@ class QMTPServerWire:
         self,
         *,
         extension: bool,
-        message_octets: Octets = 1 << 30,
+        message_octets: Octets = 0,
         hard_octets: Octets = 1 << 32,
         address_octets: Octets = 1000,
         recipients: int = 1000,
@@ -89,7 +89,7 @@ class QMTPServerWire:
         window: int = 64,
     ) -> None:
         self._allowed = extension
-        self._message_octets = message_octets
+        self._message_octets = message_octets or hard_octets
         self._hard_octets = hard_octets
         self._address_octets = address_octets
         self._recipients = recipients

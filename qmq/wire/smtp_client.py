@@ -19,44 +19,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from enum import Enum, auto
 from typing import TypeVar
 
 from qmq.mail import Message, Octets, Reply
 from qmq.wire.replies import ProtocolError, ReplyParser
 from qmq.wire.smtp_envelope import Extensions, envelope_commands
+from qmq.wire.smtp_transaction import Stage, Transaction
 from qmq.wire.text import Stuffer
 
 More = Callable[[], Message | None]
 Finished = list[tuple[Message, list[Reply]]]
 T = TypeVar("T")
-
-
-class Stage(Enum):
-    """What the client waits for; each has a time-out of its own (RFC 5321 4.5.3.2)."""
-
-    IDLE = auto()
-    COMMAND = auto()  # MAIL, RCPT, RSET
-    INITIATION = auto()  # DATA's 354
-    TEXT = auto()  # the server to take what was sent of a long text
-    END = auto()  # the answer to the whole message
-
-
-class _Transaction:
-    """A message on its way, and what is known of its recipients."""
-
-    __slots__ = ("answered", "behind", "commands", "lost_way", "message", "refusal", "replies", "sent", "taken")
-
-    def __init__(self, message: Message, *, behind: bool) -> None:
-        self.message = message
-        self.behind = behind  # its MAIL was sent before the message in front of it was answered
-        self.replies: list[Reply | None] = [None] * len(message.envelope.recipients)
-        self.answered = 0  # recipients
-        self.taken: list[int] = []  # recipients accepted at RCPT
-        self.refusal: Reply | None = None  # MAIL's
-        self.lost_way = False  # a recipient was accepted after MAIL was refused
-        self.sent = False  # the text has left, or may have
-        self.commands: Iterator[bytes] = iter(())  # without PIPELINING: those still to be said
 
 
 class SMTPClientWire:
@@ -88,8 +61,8 @@ class SMTPClientWire:
         self._parser = ReplyParser(mta)
         self._awaited: deque[Callable[[SMTPClientWire, Reply], None]] = deque()
         self._out: list[bytes] = []
-        self._current: _Transaction | None = None  # its envelope is being answered
-        self._ending: _Transaction | None = None  # its text is on the way
+        self._current: Transaction | None = None  # its envelope is being answered
+        self._ending: Transaction | None = None  # its text is on the way
         self._finished: Finished = []
         self._reset = False  # RSET must come before the next MAIL
         self._stream: Iterator[bytes] | None = None  # the rest of a long text
@@ -224,7 +197,7 @@ class SMTPClientWire:
         if isinstance(lines, Reply):
             self._finished.append((message, [lines] * len(message.envelope.recipients)))
             return
-        transaction = self._current = _Transaction(message, behind=self._ending is not None)
+        transaction = self._current = Transaction(message, behind=self._ending is not None)
         if not self._offered.pipelining:
             if self._reset:
                 lines.insert(0, b"RSET\r\n")
@@ -255,7 +228,7 @@ class SMTPClientWire:
         self._out.append(command)
         self._awaited.append(_ALONE[command[:2]])
 
-    def _go_on(self, transaction: _Transaction) -> None:
+    def _go_on(self, transaction: Transaction) -> None:
         """Without PIPELINING: the next command of the envelope."""
         if not self._offered.pipelining and (command := next(transaction.commands, b"")):
             self._say(command)
@@ -299,7 +272,7 @@ class SMTPClientWire:
         elif not self._awaited:
             self._envelope_answered(transaction)
 
-    def _envelope_answered(self, transaction: _Transaction) -> None:
+    def _envelope_answered(self, transaction: Transaction) -> None:
         """All recipients are answered, and nothing is said beyond them yet."""
         if not transaction.taken:
             # The server still has a sender: only RSET makes it forget (RFC 5321 4.1.4).
@@ -356,7 +329,7 @@ class SMTPClientWire:
 
     # The text.
 
-    def _text(self, transaction: _Transaction) -> None:
+    def _text(self, transaction: Transaction) -> None:
         """DATA was answered with 354."""
         self._current, self._ending = None, transaction
         if not transaction.taken:
@@ -368,7 +341,6 @@ class SMTPClientWire:
             self._awaited.append(_data_end)
             return
         message = transaction.message
-        transaction.sent = True
         data = message.body.data
         self._stuffer = stuffer = Stuffer()
         if data is None:
@@ -377,10 +349,9 @@ class SMTPClientWire:
         self._out += (stuffer.feed(message.fields + data), stuffer.end())
         self._text_left(_data_end)
 
-    def _chunk(self, transaction: _Transaction) -> None:
+    def _chunk(self, transaction: Transaction) -> None:
         """BDAT, and the text behind it without waiting for an answer (RFC 3030 2)."""
         message = transaction.message
-        transaction.sent = True
         self._out.append(b"BDAT %d LAST\r\n" % message.size)
         data = message.body.data
         if data is None:
@@ -391,9 +362,11 @@ class SMTPClientWire:
 
     def _text_left(self, end: Callable[[SMTPClientWire, Reply], None]) -> None:
         if end is _chunk_end:
+            _known(self._current).sent = True
             self._awaited.append(end)
             return
         transaction = _known(self._ending)
+        transaction.sent = True
         self._awaited.extend([end] * (len(transaction.taken) if self._lmtp else 1))
         if self._offered.pipelining:
             self._next()
@@ -401,21 +374,13 @@ class SMTPClientWire:
     def _broken_text(self, why: str) -> None:
         """The text can't be had whole. Without its end the server must not keep what it has (RFC 5321 4.1.1.4)."""
         self.trouble = Reply(451, "4.3.0", why)
-        for transaction in (self._ending, self._current):
-            if transaction is not None:
-                transaction.sent = False
         self.abandon(self.trouble)
 
     # A transaction's end.
 
-    def _finish(self, transaction: _Transaction, rest: Reply | None) -> None:
+    def _finish(self, transaction: Transaction, rest: Reply | None) -> None:
         """Report it; *rest* is said of the recipients without a reply of their own."""
-        replies: list[Reply] = []
-        for reply in transaction.replies:
-            one = reply if reply is not None else rest
-            assert one is not None
-            replies.append(one)
-        self._finished.append((transaction.message, replies))
+        self._finished.append((transaction.message, transaction.outcome(rest)))
         if transaction is self._current:
             self._current = None
         else:

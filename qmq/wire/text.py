@@ -8,6 +8,8 @@ Whoever is generous here lets one message smuggle in another (VU#302671).
 
 from __future__ import annotations
 
+import re
+
 from qmq.mail import Octets
 
 # RFC 5321 4.5.3.1.6 asks for 1000, CRLF included and the dot of transparency
@@ -17,7 +19,11 @@ PART_OCTETS: Octets = 65536
 
 _DOT = 0x2E
 _CR = 0x0D
-_ALL_BUT_CR_AND_LF = bytes(octet for octet in range(256) if octet not in b"\r\n")
+# Each begins with a literal octet, which re looks for as fast as memory is read;
+# a search for two octets at once, by find or count, takes twice the time.
+_BARE_CR = re.compile(rb"\r[^\n]")
+_BARE_LF = re.compile(rb"\n(?<!\r\n)")
+_DOT_LINE = re.compile(rb"\r\n\.")
 
 
 class LineCheck:
@@ -44,8 +50,7 @@ class LineCheck:
         if data.endswith(b"\r"):
             data = data[:-1]
             self._cr = True
-        # Each CRLF holds one CR and one LF: if it takes all of them, none is bare.
-        if len(data.translate(None, _ALL_BUT_CR_AND_LF)) != 2 * data.count(b"\r\n"):
+        if _BARE_CR.search(data) or _BARE_LF.search(data):
             self.bare = True
         size = self._line + len(data)
         if size > self._line_octets and self._longest(data) > self._line_octets:
@@ -67,7 +72,8 @@ class LineCheck:
             return self._line + len(data)
         if len(data) <= self._line_octets:
             return self._line + first
-        return max(self._line + first, 1 + max(map(len, data[first:].split(b"\n"))))
+        *lines, unfinished = data[first:].split(b"\n")
+        return max(self._line + first, len(unfinished), 1 + max(map(len, lines), default=0))
 
 
 class Text:
@@ -100,15 +106,16 @@ class Text:
                 return b"", at, False
             at += 1
 
-        dot = buffer.find(b"\r\n.", at, stop)
-        if dot < 0:
+        dot_line = _DOT_LINE.search(buffer, at, stop)
+        if dot_line is None:
             go_on = end = stop - 1 if at < stop and buffer[stop - 1] == _CR else stop
             piece = buffer[at:end]
-        elif buffer.startswith(b"\r\n", dot + 3):
-            end, go_on = dot + 2, dot + 5
+        elif buffer.startswith(b"\r\n", dot_line.end()):
+            end = dot_line.start() + 2
+            go_on = end + 3
             piece = buffer[at:end]
         else:
-            end, go_on = _end_of_stuffed(buffer, dot, stop)
+            end, go_on = _end_of_stuffed(buffer, dot_line.start(), stop)
             piece = buffer[at:end].replace(b"\r\n.", b"\r\n")
 
         if piece:

@@ -1,0 +1,186 @@
+"""The primary: ESMTP in, hand-over to the instances, and a queue of its own for what is uncertain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.task import LoopingCall
+from zope.interface import directlyProvides
+
+from qmq.conf.model import Conf, Instance
+from qmq.deadlines import Deadlines
+from qmq.deliver.destinations import Destinations
+from qmq.interfaces import IRecipientChecker, ISenderChecker
+from qmq.mail import Address
+from qmq.queue.runner import Queue
+from qmq.queue.schedule import parse_schedule
+from qmq.receive.draft import Drafts
+from qmq.receive.policy import Context, Policy, make_checkers
+from qmq.receive.reception import Limits, Reception
+from qmq.receive.smtp import Crowd, SMTPFactory
+from qmq.routing import HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
+from qmq.service.common import House
+from qmq.service.handover import hop_to
+from qmq.service.instance import InstanceService, bouncer
+from qmq.sockets import Listener, Sockets
+from qmq.spool.sqlite import SQLiteSpool
+from qmq.tls import server_options
+
+NAME = "primary"
+
+
+def smtp_word(listen: tuple[str, int]) -> str:
+    """The word of a listening socket."""
+    return f"smtp/{listen[0]}:{listen[1]}"
+
+
+def listeners(conf: Conf) -> list[Listener]:
+    """Where clients come."""
+    return [Listener(smtp_word(listen), host=listen[0], port=listen[1]) for listen in conf.primary.listen]
+
+
+class PrimaryService(MultiService):
+    """
+    All of the primary. *here* are the instances that run in this process.
+
+    What came before a stop and was not handed over is counted once the store is open.
+    """
+
+    def __init__(self, house: House, sockets: Sockets, here: Mapping[str, InstanceService]) -> None:
+        super().__init__()
+        self.setName(NAME)
+        self.started: Deferred[None] = Deferred()
+        self._house = house
+        self._sockets = sockets
+        self._ports: list[Any] = []
+        self._factories: list[SMTPFactory] = []
+        conf, primary = house.conf, house.conf.primary
+        folder = os.path.join(conf.general.spool, NAME)
+        self._drafts = Drafts(os.path.join(folder, "drafts"), primary.inline, primary.header)
+        self.spool = SQLiteSpool(
+            folder, clock=house.reactor, writers=house.writers, wall=house.wall,
+            inline=primary.inline, reserve=primary.reserve,
+        )  # fmt: skip
+        self._tokens = OpenTokens(self.spool.next_token, lambda: self.spool.lowest)
+        self.intake = Intake(
+            self._instance_of, house.reactor.seconds, house.wall, self.spool.free,
+            sessions=primary.sessions, share=primary.share,
+            budget=(primary.budget_messages, primary.budget_bytes, primary.budget_age),
+        )  # fmt: skip
+        directlyProvides(self.intake, ISenderChecker, IRecipientChecker)
+        self._hops = {i.name: hop_to(house, i, here, self._tokens.lowest) for i in conf.instances}
+        self.queue = self._make_queue()
+        self.queue.setServiceParent(self)
+        self._watch: LoopingCall | None = None
+        self.router = Router(self._instance_of, self._hops, self.queue, self.intake, house.log, house.wall)
+        target = conf.bounces or conf.default
+        self.queue.bouncer = bouncer(house, target or conf.instances[0], self._bounce_hop(target), self.spool)
+
+    def startService(self) -> None:
+        """Open the store, count what waits in it, listen."""
+        super().startService()
+        self.queue.started().addCallback(self._count).addCallback(self._listen).chainDeferred(self.started)
+
+    def stopService(self) -> Deferred[Any]:
+        """No new sessions; those that wait for an answer get it, then the queue finishes."""
+        if self._watch is not None and self._watch.running:
+            self._watch.stop()
+        closed = gatherResults([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
+        self._ports = []
+        for factory in self._factories:
+            factory.hang_up()
+        closed.addBoth(lambda _: MultiService.stopService(self))
+        return closed.addBoth(lambda _: stop_all(self._hops))
+
+    def watch(self, states: Callable[[], dict[str, Any]]) -> None:
+        """Learn the states of the instances in this process, once a second."""
+
+        def learn() -> None:
+            for name, state in states().items():
+                self.intake.tell(name, state)
+
+        self._watch = LoopingCall(learn)
+        self._watch.clock = self._house.reactor
+        self._watch.start(1)
+
+    def reconfigure(self) -> None:
+        """New sessions go by the new configuration; open ones by the one they began with."""
+        for factory, port in zip(self._factories, self._ports, strict=True):
+            fresh = self._factory()
+            fresh.sessions = factory.sessions
+            port.factory = fresh
+        self._factories = [port.factory for port in self._ports]
+
+    def about(self) -> dict[str, Any]:
+        """For `qmq stat`."""
+        return {
+            "sessions": sum(len(factory.sessions) for factory in self._factories),
+            "waiting": {name: len(waiting) for name, waiting in self.intake.waiting.items()},
+        }
+
+    def _instance_of(self, recipient: Address) -> str | None:
+        instance = self._house.conf.instance_for(recipient.domain)
+        return None if instance is None else instance.name
+
+    def _make_queue(self) -> Queue:
+        house, primary = self._house, self._house.conf.primary
+        destinations = Destinations(
+            HandOverDialler(self._hops, self.intake.waiting), house.reactor,
+            concurrency=max(120, 4 * len(self._hops)), slots=8, slots_max=16, back_off=(0.5, 5),
+        )  # fmt: skip
+        queue = Queue(
+            NAME, self.spool, destinations, self._site_of, parse_schedule(primary.retry), primary.lifetime,
+            primary.lifetime, None, house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop,
+        )  # fmt: skip
+        return queue
+
+    def _bounce_hop(self, target: Instance | None) -> Any:
+        """Without a bounce or default instance a bounce goes to whoever has its recipient's domain, or nowhere."""
+        return self.router if target is None else self._hops[target.name]
+
+    def _site_of(self, recipient: Address) -> bytes:
+        """A site of our own queue is an instance: it was fixed when the message was taken, whatever a reload says."""
+        return (self._instance_of(recipient) or "").encode()
+
+    async def _count_waiting(self) -> None:
+        after = 0
+        while self.spool.messages:
+            entries = await self.spool.find({}, after, 1000)
+            for entry in entries:
+                waiting = self.intake.waiting.setdefault(entry.site.decode(), Waiting())
+                waiting.add(entry.message.envelope.token.id, entry.message.size, entry.born)
+            if len(entries) < 1000:
+                return
+            after = entries[-1].number
+
+    def _count(self, _: Any) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._count_waiting())
+
+    def _listen(self, _: Any) -> None:
+        self._drafts.clear()
+        for listen in self._house.conf.primary.listen:
+            factory = self._factory()
+            self._factories.append(factory)
+            self._ports.append(self._sockets.adopt(self._house.reactor, smtp_word(listen), factory))
+
+    def _factory(self) -> SMTPFactory:
+        house, conf, primary = self._house, self._house.conf, self._house.conf.primary
+        context = Context(conf.accepts, primary.databytes, house.reactor)
+        checkers = make_checkers([name for name, _ in primary.checks], context, dict(primary.checks))
+        tls = server_options(primary.certificate, primary.key or None) if primary.certificate else None
+        limits = Limits(
+            databytes=primary.databytes, line=primary.line, command=primary.command, recipients=primary.recipients,
+            errors=primary.errors, hops=primary.hops,
+        )  # fmt: skip
+        reception = Reception(
+            me=conf.general.me.encode(), policy=Policy([*checkers, ("intake", self.intake)], house.reactor),
+            hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, log=house.log, clock=house.reactor,
+            wall=house.wall, limits=limits, starttls=tls is not None,
+        )  # fmt: skip
+        crowd = Crowd(primary.sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
+        deadlines = Deadlines(idle=primary.timeout, session=primary.session)
+        return SMTPFactory(reception, crowd=crowd, deadlines=deadlines, context=tls)

@@ -1,0 +1,304 @@
+"""
+Group commit: what happens while one batch is being written is the next batch.
+
+Lives in the reactor's thread. The first operation lets the loop turn once and
+then hands all that has gathered to a writer thread: one hop, one transaction,
+one sync. Settles ride with it, or go alone after *linger* seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from qmq.interfaces import SpoolTrouble
+from qmq.mail import Seconds
+from qmq.spool.table import Batch, Broken, Keep, Outcome, Table
+from qmq.spool.writer import Writers
+
+Ask = Callable[[Table], Any]
+
+
+class Owner(Protocol):
+    """Whose batches these are."""
+
+    def complete(self, batch: Batch) -> None:
+        """It is about to be written: add what has to go with it."""
+
+    def written(self, outcome: Outcome) -> None:
+        """The table's word after a batch or a recovery."""
+
+    def kept(self, keep: Keep) -> None:
+        """This is durable now; nobody was told yet."""
+
+    def unclaimed(self, keep: Keep) -> None:
+        """It is durable, and whoever wanted it has gone away meanwhile."""
+
+    def unwritten(self, batch: Batch) -> None:
+        """Nothing of it was written, and its settles are in the next one again."""
+
+
+class Gathering:
+    """
+    The batches of one table, one at a time in the writers.
+
+    *refusal* is why nothing is kept now: not started, an I/O error, stopped;
+    None: mail is kept. *retry* passes between two attempts to recover.
+    After *idle* seconds without work the table rests.
+    """
+
+    def __init__(
+        self, table: Table, owner: Owner, *, clock: IReactorTime, writers: Writers,
+        linger: Seconds, retry: Seconds, idle: Seconds,
+    ) -> None:  # fmt: skip
+        self._table, self._owner, self._clock, self._writers = table, owner, clock, writers
+        self._linger, self._retry, self._idle = linger, retry, idle
+        self._log = Logger(namespace="qmq.spool")
+        self.batch = Batch()
+        self.refusal: SpoolTrouble | None = SpoolTrouble("the spool is not open")
+        self._looks: list[tuple[Ask, Any]] = []  # reads that need not wait for the settles before them
+        self._settle_at: Seconds | None = None  # the settles gathered go alone from then on
+        self._working = False  # a job is in the writers
+        self._timer: IDelayedCall | None = None  # the next flush
+        self._soon = False  # and that is in this turn of the loop
+        self._retrying: IDelayedCall | None = None
+        self._broken = False
+        self._free, self._asked_at = True, 0.0
+        self._used: Seconds = 0
+        self._idler: IDelayedCall | None = None
+        self._stopped: Deferred[None] | None = None
+
+    # What the owner says.
+
+    def begin(self, *, free: bool) -> None:
+        """The table is open."""
+        self.refusal, self._stopped, self._broken = None, None, False
+        self._free, self._asked_at = free, self._clock.seconds()
+
+    def free(self) -> bool:
+        """Whether mail is kept now: no refusal, and (known to a second) the disk's reserve untouched."""
+        now = self._clock.seconds()
+        if now - self._asked_at >= 1 and self.refusal is None:
+            self._asked_at = now
+            self._looks.append((lambda _: None, None))
+            self._schedule(soon=True)
+        return self._free and self.refusal is None
+
+    def keep(self, keep: Keep) -> None:
+        """With the next batch."""
+        self.batch.keeps.append(keep)
+        self._schedule(soon=True)
+
+    def settle(self) -> None:
+        """Something to settle is in the batch now."""
+        if self._settle_at is None:
+            self._settle_at = self._clock.seconds() + self._linger
+            self._schedule(soon=False)
+
+    def ask(self, ask: Ask) -> Deferred[Any]:
+        """Ask the table after all that was settled until now has been written."""
+        return self._asked(self.batch.reads, ask)
+
+    def look(self, ask: Ask) -> Deferred[Any]:
+        """Ask the table; settles may wait on."""
+        return self._asked(self._looks, ask)
+
+    def _asked(self, asks: list[tuple[Ask, Any]], ask: Ask) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        if self.refusal is not None:
+            answer.errback(self.refusal)
+        else:
+            asks.append((ask, answer))
+            self._schedule(soon=True)
+        return answer
+
+    # To write.
+
+    def _schedule(self, *, soon: bool) -> None:
+        if self._working or self.refusal is not None or self._soon:
+            return  # whoever ends that looks at what waits
+        if soon:
+            self._cancel()
+            self._soon = True
+            self._timer = self._clock.callLater(0, self._flush)
+        elif self._timer is None and self._settle_at is not None:
+            self._timer = self._clock.callLater(max(0, self._settle_at - self._clock.seconds()), self._flush)
+
+    def _flush(self) -> None:
+        self._timer, self._soon = None, False
+        batch = self.batch
+        due = self._settle_at is not None and self._clock.seconds() >= self._settle_at
+        if batch.keeps or batch.reads or due or self._stopped is not None:
+            self.batch, self._settle_at = Batch(), None
+            self._owner.complete(batch)
+        else:
+            batch = Batch()
+        batch.reads += self._looks
+        self._looks = []
+
+        def work() -> Outcome:
+            outcome = self._table.commit(batch)
+            for ask, _ in batch.reads:
+                try:
+                    outcome.answers.append(ask(self._table))
+                except Exception as error:  # noqa: BLE001 - it is the asker's
+                    outcome.answers.append(error)
+            return outcome
+
+        def worked(result: Outcome | Failure) -> None:
+            self._working = False
+            if isinstance(result, Failure):
+                self._failed(batch, result)
+            else:
+                self._done(batch, result)
+            self._go_on()
+
+        self._working = True
+        self._writers.run(work, worked)
+
+    def _done(self, batch: Batch, outcome: Outcome) -> None:
+        self._free = outcome.free
+        self._owner.written(outcome)
+        for keep in batch.keeps:
+            trouble = outcome.refused or keep.trouble
+            if trouble is not None:
+                _fire(keep.deferred, trouble)
+                continue
+            self._owner.kept(keep)
+            if keep.deferred.called:
+                self._owner.unclaimed(keep)
+            else:
+                keep.deferred.callback(keep.entries)
+        for (_, deferred), answer in zip(batch.reads, outcome.answers, strict=True):
+            _fire(deferred, answer)
+
+    def _failed(self, batch: Batch, failure: Failure) -> None:
+        trouble = failure.value if isinstance(failure.value, SpoolTrouble) else SpoolTrouble(repr(failure.value))
+        self._log.failure("batch not written: {trouble}", failure, trouble=trouble)
+        self.batch.gone = {**batch.gone, **self.batch.gone}
+        self.batch.rewritten = {**batch.rewritten, **self.batch.rewritten}
+        self.batch.released = {**batch.released, **self.batch.released}
+        self._owner.unwritten(batch)
+        self._settle_at = self._clock.seconds() + self._retry
+        if self._stopped is not None:
+            self._broken = True  # no second attempt then
+        elif isinstance(trouble, Broken):
+            self._broken, self.refusal = True, trouble
+            self._retrying = self._clock.callLater(self._retry, self._recover)
+        _fail(batch.keeps, batch.reads, trouble)
+        if self.refusal is not None:
+            self._forsake(trouble)
+
+    def _forsake(self, trouble: SpoolTrouble) -> None:
+        """Whoever waits for something not begun learns that it will not be."""
+        keeps, reads = self.batch.keeps, self.batch.reads + self._looks
+        self.batch.keeps, self.batch.reads, self._looks = [], [], []
+        _fail(keeps, reads, trouble)
+
+    def _go_on(self) -> None:
+        """The writers are free again."""
+        if self._stopped is not None:
+            self._finish()
+        elif self.refusal is None:
+            self._used = self._clock.seconds()
+            if self._idler is None:
+                self._idler = self._clock.callLater(self._idle, self._rest)
+            self._schedule(soon=bool(self.batch.keeps or self.batch.reads or self._looks))
+
+    # When something is wrong, or nothing is to do.
+
+    def _recover(self) -> None:
+        def recovered(result: Outcome | Failure) -> None:
+            self._working = False
+            if self._stopped is None and isinstance(result, Failure):
+                self._log.error("not recovered: {reason}", reason=result.getErrorMessage())
+                self._retrying = self._clock.callLater(self._retry, self._recover)
+            elif not isinstance(result, Failure):
+                self._log.info("recovered: {messages} messages", messages=result.counts.messages)
+                self._broken, self._free = False, result.free
+                self.refusal = self.refusal if self._stopped else None
+                self._owner.written(result)
+            self._go_on()
+
+        self._retrying, self._working = None, True
+        self._writers.run(self._table.recover, recovered)
+
+    def _rest(self) -> None:
+        self._idler = None
+        left = self._used + self._idle - self._clock.seconds()
+        if self._working or self.refusal is not None:
+            return  # _go_on begins anew
+        if left > 0:
+            self._idler = self._clock.callLater(left, self._rest)
+            return
+
+        def rested(result: None | Failure) -> None:
+            self._working = False
+            if isinstance(result, Failure):
+                self._log.failure("could not rest", result)
+            if self._stopped is not None:
+                self._finish()
+            else:
+                self._schedule(soon=bool(self.batch.keeps or self.batch.reads or self._looks))
+
+        self._working = True
+        self._writers.run(self._table.rest, rested)
+
+    # To stop.
+
+    def stop(self) -> Deferred[None]:
+        """Write what waits, close the table."""
+        if self._stopped is not None:
+            return succeed(None)
+        self._stopped = stopped = Deferred()
+        self.refusal = SpoolTrouble("the spool is closed")
+        self._cancel()
+        for timer in (self._idler, self._retrying):
+            if timer is not None:
+                timer.cancel()
+        self._idler = self._retrying = None
+        if not self._working:
+            self._finish()
+        return stopped
+
+    def _finish(self) -> None:
+        if self._broken:
+            self._forsake(SpoolTrouble("the spool is closed"))
+        elif self.batch.keeps or self.batch.reads or self._looks or self._settle_at is not None:
+            self._flush()
+            return
+
+        def closed(result: None | Failure) -> None:
+            if isinstance(result, Failure):
+                self._log.failure("could not be closed in order", result)
+            if self._stopped is not None:
+                self._stopped.callback(None)
+
+        self._working = True
+        self._writers.run(self._table.close, closed)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._soon = None, False
+
+
+def _fail(keeps: Sequence[Keep], reads: Sequence[tuple[Ask, Any]], trouble: SpoolTrouble) -> None:
+    for keep in keeps:
+        _fire(keep.deferred, trouble)
+    for _, deferred in reads:
+        _fire(deferred, trouble)
+
+
+def _fire(deferred: Any, answer: Any) -> None:
+    if deferred is None or deferred.called:
+        return  # nobody asked, or nobody waits any more
+    if isinstance(answer, Exception):
+        deferred.errback(answer if isinstance(answer, SpoolTrouble) else SpoolTrouble(repr(answer)))
+    else:
+        deferred.callback(answer)

@@ -1,0 +1,84 @@
+"""
+The database of a store: its tables, and how a connection to it is made.
+
+One row a message and site; what changes together lies together, and a body is
+a row of its own, so that rewriting a message never rewrites its text. A fresh
+row has no due time and is in no index of due times: claiming it costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import apsw
+
+from qmq.interfaces import SpoolTrouble
+from qmq.spool.bodies import sync_folder
+
+VERSION = 1
+# Before it, two connections could damage a WAL database (the WAL-reset bug of 3.7.0 to 3.51.2).
+OLDEST_SQLITE = 3051003
+
+TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE peer (peer BLOB PRIMARY KEY, low INTEGER) WITHOUT ROWID;
+CREATE TABLE message (
+  number INTEGER PRIMARY KEY,   -- start's epoch * 2**32 + counter: never used twice
+  peer BLOB, seq INTEGER, part INTEGER,
+  site BLOB,
+  due REAL,                     -- NULL: fresh, in hand
+  attempts INTEGER, born REAL, size INTEGER,
+  body INTEGER,                 -- row of body; negative: number of a file
+  record BLOB);
+CREATE UNIQUE INDEX message_token ON message (peer, seq, part);
+CREATE INDEX message_due ON message (due, site) WHERE due IS NOT NULL;
+CREATE INDEX message_site ON message (site, due) WHERE due IS NOT NULL;
+CREATE TABLE body (number INTEGER PRIMARY KEY, data BLOB);
+CREATE TABLE tombstone (peer BLOB, seq INTEGER, recipients BLOB, PRIMARY KEY (peer, seq)) WITHOUT ROWID;
+CREATE TABLE damaged (
+  number INTEGER PRIMARY KEY, peer BLOB, seq INTEGER, part INTEGER, site BLOB, due REAL,
+  attempts INTEGER, born REAL, size INTEGER, body INTEGER, record BLOB, why TEXT);
+"""
+
+
+def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str | None = None) -> apsw.Connection:
+    """
+    A connection to the database at *path*, made if there is none; *cache* is in KiB.
+
+    Nobody else can use the file while it is open: the lock on the folder says
+    so already, and exclusive locking saves the shared memory and its locks.
+    """
+    if apsw.sqlite_lib_version() < f"{OLDEST_SQLITE // 1000000}." or apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
+        raise SpoolTrouble(f"SQLite {apsw.sqlite_lib_version()} may damage the spool; 3.51.3 or later is needed")
+    # Made here for its mode: SQLite gives the same to the files beside it.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    connection = apsw.Connection(path, vfs=vfs)
+    try:
+        connection.set_busy_timeout(2000)
+        connection.execute(f"PRAGMA cache_size = -{cache}; PRAGMA temp_store = MEMORY; PRAGMA page_size = 4096")
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        version = connection.pragma("user_version")
+        if version == 0:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {autocheckpoint}; PRAGMA journal_size_limit = 33554432")
+        if version == 0:
+            _make(connection)
+            sync_folder(os.path.dirname(path))
+        elif version != VERSION:
+            raise SpoolTrouble(f"{path}: format {version}; this program reads {VERSION}")
+        connection.execute("CREATE TEMP TABLE busy (site BLOB PRIMARY KEY) WITHOUT ROWID")
+    except BaseException:
+        connection.close(True)  # noqa: FBT003 - force: the error is what matters
+        raise
+    return connection
+
+
+def _make(connection: apsw.Connection) -> None:
+    tag = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz234567") for _ in range(6)).encode("ascii")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(TABLES)
+    connection.execute("INSERT INTO meta VALUES ('tag', ?), ('epoch', 0)", (tag,))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")

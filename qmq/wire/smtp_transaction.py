@@ -1,0 +1,44 @@
+"""A message on its way to an SMTP server: what is known of its recipients so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum, auto
+
+from qmq.mail import Message, Reply
+
+
+class Stage(Enum):
+    """What the client waits for; each has a time-out of its own (RFC 5321 4.5.3.2)."""
+
+    IDLE = auto()
+    COMMAND = auto()  # MAIL, RCPT, RSET
+    INITIATION = auto()  # DATA's 354
+    TEXT = auto()  # the server to take what was sent of a long text
+    END = auto()  # the answer to the whole message
+
+
+class Transaction:
+    """A message on its way, and what is known of its recipients."""
+
+    __slots__ = ("answered", "behind", "commands", "lost_way", "message", "refusal", "replies", "sent", "taken")
+
+    def __init__(self, message: Message, *, behind: bool) -> None:
+        self.message = message
+        self.behind = behind  # its MAIL was sent before the message in front of it was answered
+        self.replies: list[Reply | None] = [None] * len(message.envelope.recipients)
+        self.answered = 0  # recipients
+        self.taken: list[int] = []  # recipients accepted at RCPT
+        self.refusal: Reply | None = None  # MAIL's
+        self.lost_way = False  # a recipient was accepted after MAIL was refused
+        self.sent = False  # the text has left, or may have
+        self.commands: Iterator[bytes] = iter(())  # without PIPELINING: those still to be said
+
+    def outcome(self, rest: Reply | None) -> list[Reply]:
+        """A reply for each recipient; *rest* for those without one of their own."""
+        replies: list[Reply] = []
+        for reply in self.replies:
+            one = reply if reply is not None else rest
+            assert one is not None
+            replies.append(one)
+        return replies

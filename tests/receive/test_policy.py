@@ -1,0 +1,230 @@
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from qmq.interfaces import ICheckerFactory, IHeloChecker, IMessageChecker, IRecipientChecker
+from qmq.mail import VOUCH, Address, Reply, Session, Transaction, Verdict
+from qmq.receive.policy import Context, Policy, installed, make_checkers
+
+SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
+TRANSACTION = Transaction(b"spool-1", Address(b"a", b"x.example"))
+RECIPIENT = Address(b"b", b"ours.example")
+REFUSAL = Verdict(reply=Reply(550, "5.7.1", "no"))
+
+
+@implementer(IRecipientChecker)
+class Says:
+    """Answers what it was given: a value, an awaitable, or the result of a call."""
+
+    def __init__(self, answer=None):
+        self.answer = answer
+        self.asked = 0
+
+    def recipient(self, session, transaction, recipient):
+        self.asked += 1
+        return self.answer() if callable(self.answer) else self.answer
+
+
+async def later(deferred):
+    return await deferred
+
+
+class PolicyTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+
+    def ask(self, *checkers):
+        policy = Policy([(f"c{n}", checker) for n, checker in enumerate(checkers)], self.clock)
+        return policy.recipient(SESSION, TRANSACTION, RECIPIENT)
+
+    def test_no_opinion(self):
+        """Nobody having an opinion is no opinion, and costs no Deferred."""
+        self.assertIsNone(self.ask())
+        self.assertIsNone(self.ask(Says(), Says()))
+
+    def test_first_refusal(self):
+        """The first refusal ends the phase."""
+        last = Says(VOUCH)
+
+        self.assertIs(self.ask(Says(), Says(REFUSAL), last), REFUSAL)
+        self.assertEqual(last.asked, 0)
+
+    def test_stop(self):
+        """A checker that stops keeps the later ones from refusing."""
+        self.assertTrue(self.ask(Says(Verdict(stop=True)), Says(REFUSAL)).stop)
+
+    def test_vouch_goes_on(self):
+        """A vouched recipient may still be refused by a later checker."""
+        self.assertEqual(self.ask(Says(VOUCH), Says(REFUSAL)).reply, REFUSAL.reply)
+
+    def test_sum(self):
+        """Delays and fields of all checkers add up, in order."""
+        verdict = self.ask(
+            Says(Verdict(delay=2, fields=b"A: 1\r\n")), Says(VOUCH), Says(Verdict(delay=3, fields=b"B: 2\r\n"))
+        )
+
+        self.assertEqual(verdict, Verdict(vouch=True, delay=5, fields=b"A: 1\r\nB: 2\r\n"))
+
+    def test_waiting(self):
+        """A checker may answer later, by coroutine or Deferred; the next is asked only then."""
+        for wrap in (later, lambda deferred: deferred):
+            waiting = Deferred()
+            following = Says(Verdict(delay=1))
+            answer = self.ask(Says(Verdict(delay=2)), Says(lambda wrap=wrap, d=waiting: wrap(d)), following)
+
+            self.assertNoResult(answer)
+            self.assertEqual(following.asked, 0)
+            waiting.callback(VOUCH)
+
+            self.assertEqual(self.successResultOf(answer), Verdict(vouch=True, delay=3))
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_several_waiting(self):
+        """Several waiting checkers wait one after the other; the first refusal ends it."""
+        first, second, last = Deferred(), Deferred(), Says(VOUCH)
+        answer = self.ask(Says(first), Says(), Says(lambda: later(second)), last)
+
+        first.callback(None)
+        second.callback(REFUSAL)
+
+        self.assertEqual(self.successResultOf(answer).reply, REFUSAL.reply)
+        self.assertEqual(last.asked, 0)
+
+    def test_awaitable_at_once(self):
+        """An awaitable that need not wait gives its answer at once."""
+        self.assertIs(self.successResultOf(self.ask(Says(succeed(VOUCH)))), VOUCH)
+
+    def assert_failed(self, verdict, error):
+        self.assertEqual((verdict.reply.code, verdict.reply.status), (451, "4.3.0"))
+        self.assertEqual(verdict.reason, "failed:c0")
+        self.assertEqual(len(self.flushLoggedErrors(error)), 1)
+
+    def test_raises(self):
+        """A checker that raises defers this recipient, with its name in the log."""
+        self.assert_failed(self.ask(Says(lambda: 1 / 0), Says(VOUCH)), ZeroDivisionError)
+
+    def test_raises_later(self):
+        """The same if it raises while it is waited for, or behind one that was."""
+        waiting = Deferred()
+        answer = self.ask(Says(lambda: later(waiting)))
+        waiting.errback(OSError("gone"))
+        self.assert_failed(self.successResultOf(answer), OSError)
+
+    def test_nonsense(self):
+        """The same if its answer is no Verdict, or a refusal that refuses nothing."""
+        self.assert_failed(self.successResultOf(self.ask(Says(True))), TypeError)
+        self.assert_failed(self.successResultOf(self.ask(Says(succeed("yes")))), TypeError)
+        self.assert_failed(self.ask(Says(Verdict(reply=Reply(250, "", "ok")))), ValueError)
+
+    def test_too_late(self):
+        """The same if it does not answer in 30 s; it is cancelled, and what it says later is not heard."""
+        waiting = Deferred(lambda _: None)
+        answer = self.ask(Says(waiting), Says(VOUCH))
+
+        self.clock.advance(29.9)
+        self.assertNoResult(answer)
+        self.clock.advance(0.2)
+
+        self.assert_failed(self.successResultOf(answer), TimeoutError)
+
+    def test_deaf(self):
+        """A checker that ignores its cancelling keeps nobody waiting."""
+
+        async def deaf():
+            while True:
+                try:
+                    await Deferred()
+                except Exception:
+                    if len(tries) > 3:
+                        raise
+                    tries.append(1)
+
+        tries = []
+        answer = self.ask(Says(deaf))
+
+        self.clock.advance(31)
+
+        self.assert_failed(self.successResultOf(answer), TimeoutError)
+
+    def test_cancelled(self):
+        """When the client leaves, the checker is cancelled and nothing is logged."""
+        waiting = Deferred()
+        answer = self.ask(Says(lambda: later(waiting)))
+
+        answer.cancel()
+
+        self.failureResultOf(answer)
+        self.assertTrue(waiting.called)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_phases(self):
+        """A checker is asked in each phase whose interface it provides, and in no other."""
+
+        @implementer(IHeloChecker, IMessageChecker)
+        class Both:
+            def helo(self, session):
+                return REFUSAL
+
+            def message(self, session, transaction, message):
+                return VOUCH
+
+        policy = Policy([("both", Both())], self.clock)
+
+        self.assertIs(policy.helo(SESSION), REFUSAL)
+        self.assertIs(policy.message(SESSION, TRANSACTION, None), VOUCH)
+        self.assertIsNone(policy.connection(SESSION))
+        self.assertIsNone(policy.sender(SESSION, TRANSACTION))
+
+    def test_useless(self):
+        """What provides no checker's interface is refused at the start, and so is what does not keep its word."""
+
+        @implementer(IHeloChecker)
+        class Broken:
+            pass
+
+        with self.assertRaises(ValueError) as caught:
+            Policy([("odd", object())], self.clock)
+        self.assertIn("odd", str(caught.exception))
+        with self.assertRaises(ValueError) as caught:
+            Policy([("broken", Broken())], self.clock)
+        self.assertIn("helo", str(caught.exception))
+
+
+@implementer(ICheckerFactory)
+class Factory:
+    name = "x"
+    help = "nothing"
+
+    def make(self, context, options):
+        return Says(Verdict(delay=context.databytes + len(options)))
+
+
+class CatalogueTests(SynchronousTestCase):
+    context = Context(lambda _: False, 7, Clock())
+
+    def test_installed(self):
+        """Our own checkers are found as plug-ins."""
+        self.assertLessEqual({"rcpthosts", "databytes"}, set(installed()))
+
+    def test_made(self):
+        """Checkers are made in the order of their names, each with its options."""
+        made = make_checkers(["rcpthosts", "databytes"], self.context, {"databytes": {"limit": "1K"}})
+
+        self.assertEqual([name for name, _ in made], ["rcpthosts", "databytes"])
+        Policy(made, Clock())
+
+    def test_strangers(self):
+        """Another's factory is as good as ours."""
+        made = make_checkers(["x"], self.context, {"x": {"a": "b"}}, {"x": Factory()})
+
+        self.assertEqual(Policy(made, Clock()).recipient(SESSION, TRANSACTION, RECIPIENT).delay, 8)
+
+    def test_unknown(self):
+        """An unknown name is refused with the names there are."""
+        with self.assertRaises(ValueError) as caught:
+            make_checkers(["rcpthost"], self.context)
+
+        self.assertIn("'rcpthost'", str(caught.exception))
+        self.assertIn("rcpthosts", str(caught.exception))

@@ -29,8 +29,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from qmq.mail import Address, Clock, Octets, Reply, Seconds, Session
 
-_PLAIN = re.compile(r"[!#-<>-~]+").fullmatch  # nothing to escape: no space, quote or equals sign
 _LONGEST_VALUE = 1000
+_PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is
+_QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backslash: nothing to escape within quotes
 _MOST_RECIPIENTS = 100
 # A pipe that is writable takes this much at once (POSIX PIPE_BUF on Linux).
 _PIECE: Octets = 4096
@@ -168,7 +169,9 @@ def _date(second: int) -> str:
 
 def _text(text: str) -> str:
     """One word, whatever a stranger wrote."""
-    return text if len(text) <= _LONGEST_VALUE and _PLAIN(text) else json.dumps(text[:_LONGEST_VALUE])
+    if _PLAIN(text):
+        return text
+    return f'"{text}"' if _QUOTABLE(text) else json.dumps(text[:_LONGEST_VALUE])
 
 
 def _bytes(raw: bytes) -> str:
@@ -176,7 +179,7 @@ def _bytes(raw: bytes) -> str:
 
 
 def _mailbox(address: Address | None) -> str:
-    return "-" if address is None else _text(f"<{bytes(address).decode('utf-8', 'backslashreplace')}>")
+    return "-" if address is None else _bytes(b"<" + bytes(address) + b">")
 
 
 def _mailboxes(recipients: Sequence[Address]) -> str:
@@ -185,7 +188,7 @@ def _mailboxes(recipients: Sequence[Address]) -> str:
 
 
 def _answer(reply: Reply) -> str:
-    words = _text(" ".join(filter(None, (str(reply.code), reply.status, reply.text))))
+    words = _text(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
     return f"{words} mta={_text(reply.mta)}" if reply.mta else words
 
 

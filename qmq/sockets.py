@@ -8,10 +8,14 @@ away: new connections wait in the kernel. A socket is known by a word such as
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.unix import Port
 
 from qmq.mail import value
 
@@ -63,6 +67,7 @@ class Sockets:
 
     def __init__(self) -> None:
         self._open: dict[str, socket.socket] = {}
+        self._paths: list[str] = []
 
     def inherit(self, environ: Mapping[str, str]) -> None:
         """Take over what the parent opened."""
@@ -78,11 +83,25 @@ class Sockets:
                     self._open[listener.word] = _listen(listener)
                 except OSError as error:
                     raise CannotListen(_remedy(listener, error)) from error
+                if listener.path:
+                    self._paths.append(reachable(listener.path))
 
     def adopt(self, reactor: Any, word: str, factory: Any) -> Any:
         """Accept connections on the socket; a Twisted port."""
         ours = self._open[word]
-        return reactor.adoptStreamPort(ours.fileno(), ours.family, factory)
+        factory.noisy = False
+        if ours.family != socket.AF_UNIX:
+            return reactor.adoptStreamPort(ours.fileno(), ours.family, factory)
+        # As reactor.adoptStreamPort does it, but for the class.
+        port = _KeptPort._fromListeningDescriptor(reactor, ours.fileno(), factory)  # noqa: SLF001 - no public way
+        port.startListening()
+        return port
+
+    def close(self) -> None:
+        """Remove the unix sockets that this process opened."""
+        for path in self._paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def descriptor(self, word: str) -> int:
         """For handing it down."""
@@ -90,6 +109,14 @@ class Sockets:
 
     def __contains__(self, word: str) -> bool:
         return word in self._open
+
+
+class _KeptPort(Port):
+    """A unix port whose end leaves the socket in its folder: another process, or the next one, listens on it."""
+
+    def connectionLost(self, reason: Any) -> None:
+        """As a TCP port's."""
+        tcp.Port.connectionLost(self, reason)
 
 
 def _listen(listener: Listener) -> socket.socket:

@@ -13,6 +13,7 @@ from twisted.python import usage
 
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
+from qmq.processes import CHILD
 from qmq.service.gateway import Gateway
 
 
@@ -38,7 +39,7 @@ class Options(usage.Options):
         except ConfErrors as errors:
             sys.stderr.write(f"{errors}\n")
             sys.exit(1)
-        for warning in self.conf.warnings:
+        for warning in () if CHILD in os.environ else self.conf.warnings:
             sys.stderr.write(f"warning: {warning}\n")
         self.only = tuple(name for name in self["only"].replace(",", " ").split() if name)
         names = {"primary", *(i.name for i in self.conf.instances)}

@@ -1,6 +1,7 @@
 import os
 import re
 import socket
+import tempfile
 from typing import Any
 
 from hypothesis import given
@@ -71,8 +72,8 @@ class LogTests(SynchronousTestCase):
             [line.removeprefix("2026-11-23T18:07:02.123Z ") for line in lines],
             [
                 (
-                    'refused client=192.0.2.1 helo=client.example from=<a@example.org> to=- reply="550 5.1.1 no such user"'
-                    " reason=ORIG::Bad_Mailfrom"
+                    "refused client=192.0.2.1 helo=client.example from=<a@example.org> to=- "
+                    'reply="550 5.1.1 no such user" reason=ORIG::Bad_Mailfrom'
                 ),
                 'refused client=192.0.2.1 helo=client.example from=- to=<b@example.net> reply="550 5.1.1 no such user"',
                 "handed id=q instance=customer1 recipients=1 to=<b@example.net>",
@@ -233,11 +234,10 @@ class DescriptorTests(SynchronousTestCase):
 
     def test_file(self) -> None:
         """To a file everything is written at once."""
-        path = self.mktemp()
-        with open(path, "wb") as file:
+        with tempfile.NamedTemporaryFile() as file:
             to_descriptor(file.fileno())(b"x" * 100_000)
 
-        self.assertEqual(os.path.getsize(path), 100_000)
+            self.assertEqual(os.path.getsize(file.name), 100_000)
 
     def test_full_disk(self) -> None:
         """A full disk is an OSError."""

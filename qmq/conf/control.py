@@ -28,8 +28,9 @@ NOT_HERE = {
 class Folder:
     """A control folder; one that is not there has no files."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, findings: Findings) -> None:
         self.path = path
+        self._findings = findings
 
     def __bool__(self) -> bool:
         return os.path.isdir(self.path)
@@ -59,6 +60,9 @@ class Folder:
             with open(os.path.join(self.path, name), encoding="utf-8", errors="replace", newline="\n") as file:
                 return file.read().split("\n")
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as trouble:
+            self._findings.error(self.place(name), f"cannot be read: {trouble.strerror}", "let qmq's account read it")
             return None
 
 

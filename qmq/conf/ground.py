@@ -16,9 +16,15 @@ _BIND_SERVICE = 10  # CAP_NET_BIND_SERVICE, capabilities(7)
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """*lowest_port*: the lowest that this process may open. *accounts*: those of qmq and qmail, if they exist."""
+    """
+    *account* is who we are, *accounts* those of qmq, qmail and `user` that exist.
+
+    *lowest_port* is the lowest that this process may open, or did: who is
+    `user` already was root at the start, and a reload opens no port.
+    """
 
     root: bool = False
+    account: str = ""
     lowest_port: int = 1024
     cores: int = 2
     accounts: frozenset[str] = frozenset()
@@ -27,16 +33,17 @@ class Ground:
 def ground(user: str = "") -> Ground:
     """Of this process; *user* is one more account to look for."""
     root = os.geteuid() == 0
-    accounts = frozenset(name for name in (user, "qmq", "qmails") if name and _exists(name))
-    return Ground(root, 1 if root or _may_bind() else _lowest(), len(os.sched_getaffinity(0)), accounts)
+    accounts = {name: number for name in (user, "qmq", "qmails") if name and (number := _number(name)) is not None}
+    account = next((name for name, number in accounts.items() if number == os.geteuid()), "")
+    low = 1 if root or account or _may_bind() else _lowest()
+    return Ground(root, account, low, len(os.sched_getaffinity(0)), frozenset(accounts))
 
 
-def _exists(account: str) -> bool:
+def _number(account: str) -> int | None:
     try:
-        pwd.getpwnam(account)
+        return pwd.getpwnam(account).pw_uid
     except KeyError:
-        return False
-    return True
+        return None
 
 
 def _lowest() -> int:

@@ -20,10 +20,11 @@ from qmq.conf.model import Conf, General, Instance, Primary
 from qmq.conf.read import Document, Planned, read
 from qmq.conf.routes import CLASSIC_BASE, Route, Shares
 from qmq.conf.settings import RESERVED, TABLES, Setting, find, nearest, path, site
-from qmq.conf.units import BadValue
+from qmq.conf.units import BadValue, address_or_nothing
 from qmq.conf.written import Findings, Written, in_order
 
 _BASE = 11000  # an ordinary user can bind from here on
+_BAD = object()
 
 
 def load(conf_path: str, here: Ground | None = None) -> Conf:
@@ -75,9 +76,8 @@ class _Builder:
         """All steps, in order."""
         self._check_keys()
         general_written = self._section("qmq")
-        folder = Folder(
-            os.path.join(self._folder, general_written["control"].text if "control" in general_written else "control")
-        )
+        said = general_written.get("control", Written("", 0, "control"))
+        folder = Folder(os.path.join(self._folder, said.text), self._findings)
         primary_routes = routes.routes(folder, self._findings)
         general = self._general(general_written, folder, primary_routes)
         shares = routes.share_out(primary_routes, self._base, self._plan, self._findings)
@@ -154,8 +154,10 @@ class _Builder:
 
     def _classic_user(self) -> str:
         """A classic file cannot say `user`: root becomes qmq or qmails, whichever is there."""
-        if not (self._here.root and self._document.classic):
+        if not self._document.classic:
             return ""
+        if not self._here.root:
+            return self._here.account
         user = next((name for name in ("qmq", "qmails") if name in self._here.accounts), "")
         if user:
             self._findings.warning(
@@ -165,16 +167,16 @@ class _Builder:
 
     def _beginning(self, planned: Planned) -> _Beginning:
         written = self._section(planned.name) if planned.name not in RESERVED else {}
-        folder = Folder(os.path.join(self._folder, f"control-{planned.text}"))
+        folder = Folder(os.path.join(self._folder, f"control-{planned.text}"), self._findings)
         if "home" in written:
             home = os.path.join(self._folder, written["home"].text)
-            folder = Folder(os.path.join(home, "control"))
+            folder = Folder(os.path.join(home, "control"), self._findings)
             if not folder:
                 self._findings.error(
                     written["home"], f"there is no folder {folder.path}", "home = qmail's folder, with control/ in it"
                 )
         elif not folder:
-            folder = Folder(os.path.join(f"{self._folder}-{planned.text}", "control"))
+            folder = Folder(os.path.join(f"{self._folder}-{planned.text}", "control"), self._findings)
         return _Beginning(planned, folder, written)
 
     def _own_files(self, beginning: _Beginning, shares: Shares, inherited: Mapping[str, Written], me: str) -> None:
@@ -197,16 +199,17 @@ class _Builder:
         """The primary's routes to other hosts are the default instance's; and whom ``!@`` marks is the bounce instance."""
         default = next((b for b in beginnings if any(w.text == "*" for w in b.domains)), None)
         for route in shares.elsewhere:
-            if default is None:
+            owner = next((b for b in beginnings if any(w.text == route.pattern for w in b.domains)), default)
+            if owner is None:
                 self._findings.error(
                     route.at,
                     f"no instance delivers to {route.host or 'that domain'}",
                     "make one the default: `domains = *`, or `:127.0.0.1:1080` in qmtproutes",
                 )
                 continue
-            default.routes.append(route)
-            if route.key:
-                default.domains.append(Written(route.at.path, route.at.line, route.pattern, classic=True))
+            owner.routes.append(route)
+            if owner is default and route.key:
+                owner.domains.append(Written(route.at.path, route.at.line, route.pattern, classic=True))
         for beginning in beginnings:
             if (at := shares.bounces.get(beginning.planned.number)) is not None:
                 beginning.written.setdefault("role", Written(at.path, at.line, "bounce", (at.line,), classic=True))
@@ -215,33 +218,34 @@ class _Builder:
         self, folder: Folder, general: General, beginnings: list[_Beginning], rows: list[Written] | None, shares: Shares
     ) -> Primary:
         said = self._section("primary")
-        values = self._values(
-            "primary", "primary", {**control.settings(folder, control.PRIMARY, self._findings), **said}
-        )
+        classic = control.settings(folder, control.PRIMARY, self._findings)
+        values = self._values("primary", "primary", {**classic, **said})
         if "rcpthosts" not in said:
-            # Domains that have a route to another host are not ours for that alone.
-            hosts = {r.pattern for r in shares.elsewhere}
-            ours = [
-                w.text
-                for b in beginnings
-                for w in b.domains
-                if w.text != "*" and (not w.classic or w.text not in hosts)
-            ]
-            if rows is not None:
-                in_sections = [w.text for b in beginnings for w in b.domains if not w.classic and w.text != "*"]
-                values["rcpthosts"] = tuple(dict.fromkeys(t.encode() for t in [*(w.text for w in rows), *in_sections]))
-            else:
-                values["rcpthosts"] = tuple(t.encode() for t in ours) if hosts else None
-                if folder and ours and not _in_conf_only(beginnings):
-                    self._findings.warning(
-                        folder.place("rcpthosts"),
-                        "there is none: mail is taken for the routed domains only",
-                        "list in it what strangers may send to (qmail would have relayed everything)",
-                    )
+            values["rcpthosts"] = self._rcpthosts(folder, beginnings, rows, shares)
         values["checks"] = tuple((name, self._options(name)) for name in values["checks"])
         values["greeting"] = values["greeting"] or general.me
         values["key"] = values["key"] or values["certificate"]
         return Primary(**values)
+
+    def _rcpthosts(
+        self, folder: Folder, beginnings: list[_Beginning], rows: list[Written] | None, shares: Shares
+    ) -> tuple[bytes, ...] | None:
+        """What strangers may send to, if that is not simply the domains of all instances (None)."""
+        domains = [word for b in beginnings for word in b.domains if word.text != "*"]
+        if rows is not None:
+            listed = [row.text for row in rows] + [word.text for word in domains if not word.classic]
+            return tuple(text.encode() for text in dict.fromkeys(listed))
+        if any(word.classic for word in domains):
+            self._findings.warning(
+                folder.place("rcpthosts"),
+                "there is none: mail is taken for the domains of instances only",
+                "list in it what strangers may send to (qmail would have relayed everything)",
+            )
+        # A route to another host does not make its domain ours: only relay clients may send there.
+        hosts = {route.pattern for route in shares.elsewhere}
+        if not hosts:
+            return None
+        return tuple(word.text.encode() for word in domains if not word.classic or word.text not in hosts)
 
     def _options(self, check: str) -> dict[str, str]:
         return {key: at.text for key, at in self._section(f"check {check}").items()}
@@ -300,7 +304,7 @@ class _Builder:
                 value = self._value(setting, at)
             elif setting.default or setting.each:
                 value = self._read(setting, setting.default)
-            elif setting.parse in {path, str}:
+            elif setting.parse in {path, str, address_or_nothing}:
                 value = ""
             if setting.parse is path and value:
                 value = os.path.join(self._folder, value)
@@ -311,29 +315,23 @@ class _Builder:
 
     @staticmethod
     def _read(setting: Setting, text: str) -> Any:
-        return (
-            tuple(setting.parse(word) for word in text.split())
-            if setting.each
-            else setting.parse(text)
-            if text
-            else None
-        )
+        if setting.each:
+            return tuple(setting.parse(word) for word in text.split())
+        return setting.parse(text) if text else None
 
     def _value(self, setting: Setting, at: Written) -> Any:
         """What is written; the default if it cannot be read, so that the rest can be looked at too."""
         if setting.each:
-            return tuple(value for word in at.words() if (value := self._one(setting, word)) is not None)
-        joined = Written(at.path, at.line, " ".join(at.text.split("\n")), classic=at.classic)
-        value = self._one(setting, joined)
-        bad = value is None and not setting.default.isalpha()
-        return self._read(setting, setting.default) if bad else value
+            return tuple(value for word in at.words() if (value := self._one(setting, word)) is not _BAD)
+        value = self._one(setting, Written(at.path, at.line, " ".join(at.text.split("\n")), classic=at.classic))
+        return self._read(setting, setting.default) if value is _BAD else value
 
     def _one(self, setting: Setting, at: Written) -> Any:
         try:
             value = setting.parse(at.text)
         except BadValue as bad:
             self._findings.error(at, f"{setting.key}: {bad}", bad.remedy)
-            return None
+            return _BAD
         low = setting.floor is not None and value is not None and value < setting.floor
         high = setting.ceiling is not None and value is not None and value > setting.ceiling
         if low or high:
@@ -344,8 +342,3 @@ class _Builder:
             else:
                 self._findings.error(at, text, f"write {bound}{' or more' if low else ' or less'}")
         return value
-
-
-def _in_conf_only(beginnings: Iterable[_Beginning]) -> bool:
-    """Whether conf-qmq itself says all domains."""
-    return not any(word.classic for beginning in beginnings for word in beginning.domains)

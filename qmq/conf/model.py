@@ -174,7 +174,7 @@ class Conf:
         return self._names[name]
 
     def owner(self, domain: bytes) -> tuple[Instance, bytes] | None:
-        """Whose mail for *domain* (lower case) is, and by which key: the domain, a suffix with its dot, b"" for ``*``."""
+        """Whose mail for *domain* is, and by which key: the domain, a suffix with its dot, b"" for ``*``."""
         for key in walk(domain or self.general.me.encode()):
             if (instance := self._owners.get(key)) is not None:
                 return instance, key
@@ -195,7 +195,7 @@ class Conf:
 
 
 def walk(domain: bytes) -> Iterator[bytes]:
-    """The keys to look for, in order: the domain, its suffixes with their dot from long to short, b"" (SPAMCONTROL 1.6)."""
+    """The keys to look for: the domain, its suffixes with their dot from long to short, b"" (SPAMCONTROL 1.6)."""
     yield domain
     at = domain.find(b".", 1)
     while at > 0:

@@ -174,10 +174,7 @@ def host_port(text: str, default: int = 0) -> tuple[str, int]:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([^:]*))?", text)
     if match is None or (match[2] is None and not default):
         raise BadValue(f"{text!r} is no HOST:PORT", "write 127.0.0.1:2525, [::1]:2525 or mail.example.org:25")
-    if match[1].startswith("["):
-        host = address_or_nothing(match[1])
-    else:
-        host = host_name(match[1])
+    host = address_or_nothing(match[1]) if match[1].startswith("[") else host_name(match[1])
     return host, default if match[2] is None else port(match[2])
 
 

@@ -26,12 +26,13 @@ def verify(conf: Conf, document: Document, findings: Findings) -> None:
     _names(conf, document, findings)
     _sections(conf, document, findings)
     _roles(conf, document, findings)
-    _owners(conf, document, findings)
-    _hops(conf, document, findings)
+    _owners(conf, findings)
+    _hops(conf, findings)
+    _handovers(conf, document, findings)
     _stores(conf, document, findings)
     _ports(conf, document, findings)
     _lifetimes(conf, document, findings)
-    _certificate(conf, document, findings)
+    _certificate(conf, findings)
 
 
 def _names(conf: Conf, document: Document, findings: Findings) -> None:
@@ -103,7 +104,7 @@ def _roles(conf: Conf, document: Document, findings: Findings) -> None:
             )
 
 
-def _owners(conf: Conf, document: Document, findings: Findings) -> None:
+def _owners(conf: Conf, findings: Findings) -> None:
     owners: dict[bytes, Instance] = {}
     for instance in conf.instances:
         for pattern in instance.domains:
@@ -117,7 +118,7 @@ def _owners(conf: Conf, document: Document, findings: Findings) -> None:
                 )
 
 
-def _hops(conf: Conf, document: Document, findings: Findings) -> None:
+def _hops(conf: Conf, findings: Findings) -> None:
     """A customer's MX usually is this gateway: mail would come back."""
     for instance in conf.instances:
         explicit = [d for d in instance.domains if d != b"*" and instance.route(d) is None]
@@ -132,6 +133,20 @@ def _hops(conf: Conf, document: Document, findings: Findings) -> None:
                 at,
                 f"{explicit[0].decode()} is delivered to its MX, which may be this gateway",
                 f"write deliver = smtp:HOST into [{instance.name}], or deliver = mx if that is meant",
+            )
+
+
+def _handovers(conf: Conf, document: Document, findings: Findings) -> None:
+    for instance in conf.instances:
+        handover = instance.handover
+        if handover.host or handover.protocol == "qmtp":
+            continue
+        at = place(conf, document, instance, "handover")
+        if handover.protocol == "lmtp":
+            findings.error(at, "an instance of this machine takes no LMTP", "write qmtp or smtp, or lmtp:HOST:PORT")
+        elif instance.qmtp_listen is None:
+            findings.error(
+                at, "a hand-over by SMTP needs a port", "write qmtp-listen = 127.0.0.1:PORT, or cut the none"
             )
 
 
@@ -171,14 +186,24 @@ def _lifetimes(conf: Conf, document: Document, findings: Findings) -> None:
             findings.warning(at, f"mail is given up after {duration_text(instance.lifetime)}", remedy)
 
 
-def _certificate(conf: Conf, document: Document, findings: Findings) -> None:
+def _certificate(conf: Conf, findings: Findings) -> None:
     primary = conf.primary
     if primary.key and not primary.certificate:
         findings.error(conf.places["primary.key"], "a key without a certificate", "write certificate = PATH too")
     for key, path in (("certificate", primary.certificate), ("key", primary.key)):
         at = conf.places.get(f"primary.{key}")
-        if path and at is not None and not os.path.isfile(path):
+        if path and at is not None and _missing(path):
             findings.error(at, f"{key}: there is no file {path}", "put the PEM file there, or cut this line")
+
+
+def _missing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # a key is root's alone: after the start we may not even look
+    return False
 
 
 def verify_rcpthosts(conf: Conf, rows: list[Written] | None, folder: Folder, findings: Findings) -> None:
@@ -208,7 +233,7 @@ def verify_ground(conf: Conf, document: Document, findings: Findings, here: Grou
     at_user = conf.places.get("qmq.user", document.whole)
     if user and here.root and user not in here.accounts:
         findings.error(at_user, f"there is no account {user}", f"create it (useradd --system {user}), or name another")
-    if user and not here.root:
+    if user and not here.root and user != here.account:
         findings.warning(
             at_user, "only root can become another account: user is not used", "start it as root, or cut this line"
         )

@@ -227,8 +227,8 @@ class Destinations:
             site.breaks += 1
             if site.breaks >= BREAKS and not site.open:
                 self._bury(site, reason, broken=True)
+        self.shares.feed()  # first the others: it may have given way to them
         self.want(site)
-        self.shares.feed()
 
     def _line_up(self, site: Site, message: Message, done: Done) -> Reply | None:
         """Put it into the ready queue; else say why not."""

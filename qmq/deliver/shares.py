@@ -31,6 +31,7 @@ class Shares:
         self.pressure = 0  # sites that wait for a connection which others could give up
         self.halted = False
         self._feeding = False
+        self._known_first = False
         self._want = want
         self._now = now
         self._share = 1  # of the unproven
@@ -93,12 +94,8 @@ class Shares:
         if self._feeding or self.halted:
             return  # a dial that failed at once: the loop below us goes on
         self._feeding = True
-        while self.connections < self.concurrency:
-            fed = self._next(self._hungry)
-            if self._unproven < self._share:
-                fed = self._next(self._unknown) or fed
-            if not fed:
-                break
+        while self.connections < self.concurrency and self._feed_one():
+            pass
         self._feeding = False
         self._press()
 
@@ -150,6 +147,15 @@ class Shares:
         self._closing.add(connection)
         self.pressure -= 1
         connection.close()
+
+    def _feed_one(self) -> bool:
+        """One site of either kind, by turns."""
+        self._known_first = not self._known_first
+        if self._known_first and self._next(self._hungry):
+            return True
+        if self._unproven < self._share and self._next(self._unknown):
+            return True
+        return self._next(self._hungry)
 
     def _next(self, ring: deque[Site]) -> bool:
         """Let the first site of the ring dial that still has mail and no connection."""

@@ -20,7 +20,6 @@ import dns.message
 import dns.name
 import dns.rcode
 import dns.rdatatype
-import dns.reversename
 import idna
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.python.failure import Failure
@@ -30,7 +29,7 @@ from qmq.dns.system import SystemFile, read_hosts, read_resolv_conf
 from qmq.mail import Octets, Seconds, value
 
 Name = str | bytes
-Question = tuple[dns.name.Name, dns.rdatatype.RdataType]
+Question = tuple[str, dns.rdatatype.RdataType]  # the name in lower case, without the final dot
 
 A, AAAA = dns.rdatatype.A, dns.rdatatype.AAAA
 MX, TXT, PTR = dns.rdatatype.MX, dns.rdatatype.TXT, dns.rdatatype.PTR
@@ -66,9 +65,8 @@ class Resolver:
     All answers are Deferreds that fail with NoSuchDomain, NoData or DNSTrouble
     alone; cancelling one leaves the others who ask the same alone. Names are
     str or bytes (UTF-8) and may be internationalised. *entries* and *octets*
-    bound the memory of answers, *records* how many of one answer are given (of
-    exchangers the most preferred), *flights* the questions under way: one more
-    is DNSTrouble at once. *reactor* provides IReactorFDSet, IReactorTCP and
+    bound the memory of answers, *flights* the questions under way: one more is
+    DNSTrouble at once. Of an answer the first 200 records are read. *reactor* provides IReactorFDSet, IReactorTCP and
     IReactorTime; *connect* makes the UDP sockets.
     """
 
@@ -83,7 +81,6 @@ class Resolver:
         tries: int = 2,
         entries: int = 10_000,
         octets: Octets = 32 << 20,
-        records: int = 200,
         flights: int = 500,
         shortest: Seconds = 5,
         longest: Seconds = 3600,
@@ -98,7 +95,6 @@ class Resolver:
         self._hosts = SystemFile(hosts, read_hosts, self._clock)
         self._entries = entries
         self._octets = octets
-        self._records = records
         self._most_flights = flights
         self._shortest = shortest
         self._longest = longest
@@ -142,7 +138,7 @@ class Resolver:
             return fail(NoSuchDomain(f"{ip!r} is no IP address"))
         if names := self._hosts.content().names.get(str(address)):
             return succeed(names)
-        return self._ask(dns.reversename.from_address(str(address)), PTR)
+        return self._ask(address.reverse_pointer, PTR)
 
     def _local(self, host: str) -> Sequence[str]:
         if host == "localhost" or host.endswith(".localhost"):
@@ -152,14 +148,16 @@ class Resolver:
         except ValueError:
             return self._hosts.content().addresses.get(host, ())
 
-    def _ask(self, name: Name | dns.name.Name, kind: dns.rdatatype.RdataType) -> Deferred[Sequence[Any]]:
-        try:
-            question = (name if isinstance(name, dns.name.Name) else absolute(name), kind)
-        except NoSuchDomain as failure:
-            return fail(failure)
+    def _ask(self, name: Name, kind: dns.rdatatype.RdataType) -> Deferred[Sequence[Any]]:
+        text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+        question = (text.lower().removesuffix("."), kind)
         if (known := self._recall(question)) is not None:
             self.hits += 1
             return fail(_fresh(known.records)) if isinstance(known.records, DNSFailure) else succeed(known.records)
+        try:
+            asked = absolute(name)
+        except NoSuchDomain as failure:
+            return fail(_fresh(failure))
         self.misses += 1
         waiters = self._flights.get(question)
         if waiters is None:
@@ -168,7 +166,7 @@ class Resolver:
             waiters = self._flights[question] = []
             answer: Deferred[Sequence[Any]] = Deferred(waiters.remove)
             waiters.append(answer)
-            Deferred.fromCoroutine(self._find(question)).addBoth(self._landed, question)
+            Deferred.fromCoroutine(self._find(question, asked)).addBoth(self._landed, question)
         else:
             answer = Deferred(waiters.remove)
             waiters.append(answer)
@@ -186,8 +184,8 @@ class Resolver:
         for waiter in waiters[:]:
             waiter.errback(_fresh(failure))
 
-    async def _find(self, question: Question) -> Sequence[Any]:
-        name, kind = question
+    async def _find(self, question: Question, name: dns.name.Name) -> Sequence[Any]:
+        asked, kind = question
         servers = self._servers if self._servers is not None else self._resolv_conf.content()
         ttl = float(self._longest)
         octets = 200
@@ -200,20 +198,20 @@ class Resolver:
             ttl = min(ttl, chain.minimum_ttl)
             octets += len(answer.wire or b"")
             if chain.answer is not None:
-                records = _values(kind, chain.answer)[: self._records]
+                records = _values(kind, chain.answer)
                 self._remember(question, records, ttl, octets)
                 return records
             failure: DNSFailure
             if answer.rcode() == dns.rcode.NXDOMAIN:
-                failure = NoSuchDomain(f"no such domain: {_text(question[0])}")
+                failure = NoSuchDomain(f"no such domain: {asked}")
             elif chain.canonical_name == name or _has_soa(answer):
-                failure = NoData(f"{_text(question[0])} has no {kind.name} record")
+                failure = NoData(f"{asked} has no {kind.name} record")
             else:
                 name = chain.canonical_name
                 continue
             self._remember(question, failure, ttl, octets)
             raise _fresh(failure)
-        raise DNSTrouble(f"{_text(question[0])}: too many CNAMEs")
+        raise DNSTrouble(f"{asked}: too many CNAMEs")
 
     def _recall(self, question: Question) -> _Known | None:
         known = self._cache.get(question)

@@ -321,10 +321,10 @@ class Dialogue:
 
     def _forget(self) -> None:
         """End the transaction, whatever its state."""
-        if self._letter is not None:
-            self._letter.discard()
-        if self._taking is not None:
-            self._taking.discard()
+        for letter in (self._letter, self._taking):
+            if letter is not None:
+                letter.discard()
+                self._at.forget_token(letter.token)
         self._letter = self._taking = None
 
     def _end(self) -> None:

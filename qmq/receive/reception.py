@@ -49,6 +49,10 @@ class Limits:
     delay: Seconds = 120  # that checkers may hold an answer back
 
 
+def _nothing(token: Token) -> None:
+    """Nobody asks how far tokens are in doubt."""
+
+
 class Reception:
     """What all sessions of a listener share."""
 
@@ -60,6 +64,7 @@ class Reception:
         hop: INextHop,
         drafts: Drafts,
         next_token: Callable[[], Token],
+        forget_token: Callable[[Token], None] = _nothing,
         log: EventLog,
         clock: IReactorTime,
         wall: Clock,
@@ -70,6 +75,7 @@ class Reception:
         self.hop = hop
         self.drafts = drafts
         self.next_token = next_token
+        self.forget_token = forget_token
         self.log = log
         self.clock = clock
         self.limits = limits

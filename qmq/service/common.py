@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -15,10 +15,14 @@ from qmq.deliver.mx import MX
 from qmq.dns.resolver import Resolver
 from qmq.log import EventLog, to_descriptor
 from qmq.mail import Clock
+from qmq.spool.sqlite import SQLiteTable
+from qmq.spool.store import Store
 from qmq.spool.writer import Writers
 
 # Writer threads of a process: as many stores can be waiting for their disks at once.
 _WRITERS = 4
+# sys.stdout is twistd's log by now.
+STDOUT = 1
 
 
 @dataclass
@@ -46,7 +50,7 @@ class House:
 def open_house(reactor: Any, conf: Conf) -> House:
     """As *conf* says."""
     if conf.general.log == "-":
-        descriptor = sys.stdout.fileno()
+        descriptor = STDOUT
     else:
         descriptor = os.open(conf.general.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     resolver = Resolver(reactor)
@@ -64,3 +68,16 @@ def open_house(reactor: Any, conf: Conf) -> House:
 def own_addresses(conf: Conf) -> Collection[str]:
     """The addresses that the primary listens on, for the guard against loops; wildcards are found by name."""
     return {host for host, _ in conf.primary.listen if host not in ("", "0.0.0.0", "::")}
+
+
+def spool(house: House, folder: str) -> Store:
+    """The durable store of a queue, in *folder*."""
+    primary = house.conf.primary
+    table = SQLiteTable(folder, reserve=primary.reserve)
+    return Store(table, clock=house.reactor, writers=house.writers, wall=house.wall, inline=primary.inline)
+
+
+def say(line: str) -> None:
+    """One line to whoever started us, past twistd's log."""
+    with contextlib.suppress(OSError):  # nobody is listening any more
+        os.write(STDOUT, line.encode() + b"\n")

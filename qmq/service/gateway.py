@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from qmq.privileges import become, own
 from qmq.processes import CHILD, Lifeline, Workers
 from qmq.service import instance as instances
 from qmq.service import primary as primaries
-from qmq.service.common import House, open_house
+from qmq.service.common import House, open_house, say
 from qmq.service.handover import hop_to
 from qmq.service.instance import InstanceService
 from qmq.service.primary import PrimaryService
@@ -199,15 +198,14 @@ class Gateway(MultiService):
     def _ready(self) -> None:
         addresses = " ".join(f"{w.word.partition('/')[0]}={w.address}" for w in self._listeners() if not w.path)
         here = len(self._conf.instances)
-        sys.stdout.write(f"qmq ready: {addresses} ({here} instances, spool {self._conf.general.spool})\n")
-        sys.stdout.flush()
+        say(f"qmq ready: {addresses} ({here} instances, spool {self._conf.general.spool})")
 
     def _trouble(self, failure: Failure) -> None:
         cause: Any = failure.value
         if isinstance(cause, FirstError):
             cause = cause.subFailure.value
         log.critical("cannot start: {cause}", cause=cause)
-        sys.stderr.write(f"qmq cannot start: {cause}\n")
+        say(f"qmq cannot start: {cause}")
         self._reactor.exitStatus = 1
         if self._reactor.running:
             self._reactor.stop()
@@ -221,7 +219,15 @@ class Gateway(MultiService):
         return about
 
     def _signals(self) -> None:
+        def stop(*_: Any) -> None:
+            # Once: a terminal's Ctrl-C comes to a worker as well as the main process's TERM.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self._reactor.callFromThread(self._reactor.stop)
+
         def install() -> None:
+            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGINT, signal.SIG_IGN if self._child else stop)
             signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
             signal.signal(signal.SIGALRM, lambda *_: self._reactor.callFromThread(self.due_now))
 
@@ -230,9 +236,7 @@ class Gateway(MultiService):
     def _last(self, result: Any) -> Any:
         if self._house is not None:
             self._house.close()
-        control = os.path.join(self._conf.general.spool, "run", f"{self._process}.control")
-        if os.path.exists(control):
-            os.unlink(control)
+        self._sockets.close()
         return result
 
 

@@ -24,10 +24,9 @@ from qmq.receive.policy import Policy
 from qmq.receive.qmtp import QMTPFactory
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
-from qmq.service.common import House
+from qmq.service.common import House, spool
 from qmq.service.trust import HandOverOnly
 from qmq.sockets import Listener, Sockets
-from qmq.spool.sqlite import SQLiteSpool
 from qmq.tls import client_options, session_text
 
 _NOT_OURS = Reply(553, "5.7.1", "sorry, that domain isn't in my list of allowed rcpthosts")
@@ -78,10 +77,7 @@ class InstanceService(MultiService):
         self._name = instance.name
         self._sockets = sockets
         self._ports: list[Any] = []
-        self.spool = SQLiteSpool(
-            instance.spool, clock=house.reactor, writers=house.writers, wall=house.wall,
-            inline=house.conf.primary.inline, reserve=house.conf.primary.reserve,
-        )  # fmt: skip
+        self.spool = spool(house, instance.spool)
         self._drafts = Drafts(os.path.join(instance.spool, "drafts"), house.conf.primary.inline)
         self.queue = self._make_queue(instance)
         self.queue.bouncer = bouncer(house, instance, bounce_hop(self), self.spool)

@@ -23,11 +23,10 @@ from qmq.receive.policy import Context, Policy, make_checkers
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
 from qmq.routing import HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
-from qmq.service.common import House
+from qmq.service.common import House, spool
 from qmq.service.handover import hop_to
 from qmq.service.instance import InstanceService, bouncer
 from qmq.sockets import Listener, Sockets
-from qmq.spool.sqlite import SQLiteSpool
 from qmq.tls import server_options
 
 NAME = "primary"
@@ -61,10 +60,7 @@ class PrimaryService(MultiService):
         conf, primary = house.conf, house.conf.primary
         folder = os.path.join(conf.general.spool, NAME)
         self._drafts = Drafts(os.path.join(folder, "drafts"), primary.inline, primary.header)
-        self.spool = SQLiteSpool(
-            folder, clock=house.reactor, writers=house.writers, wall=house.wall,
-            inline=primary.inline, reserve=primary.reserve,
-        )  # fmt: skip
+        self.spool = spool(house, folder)
         self._tokens = OpenTokens(self.spool.next_token, lambda: self.spool.lowest)
         self.intake = Intake(
             self._instance_of, house.reactor.seconds, house.wall, self.spool.free,
@@ -178,7 +174,7 @@ class PrimaryService(MultiService):
         )  # fmt: skip
         reception = Reception(
             me=conf.general.me.encode(), policy=Policy([*checkers, ("intake", self.intake)], house.reactor),
-            hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, log=house.log, clock=house.reactor,
+            hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end, log=house.log, clock=house.reactor,
             wall=house.wall, limits=limits, starttls=tls is not None,
         )  # fmt: skip
         crowd = Crowd(primary.sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)

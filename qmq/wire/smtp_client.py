@@ -19,17 +19,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 from qmq.mail import Message, Octets, Reply
 from qmq.wire.replies import ProtocolError, ReplyParser
 from qmq.wire.smtp_envelope import Extensions, envelope_commands
-from qmq.wire.smtp_transaction import Stage, Transaction
+from qmq.wire.smtp_transaction import Stage, Transaction, known, refusal
 from qmq.wire.text import Stuffer
 
 More = Callable[[], Message | None]
 Finished = list[tuple[Message, list[Reply]]]
-T = TypeVar("T")
 
 
 class SMTPClientWire:
@@ -113,11 +111,8 @@ class SMTPClientWire:
 
     def to_send(self) -> bytes:
         """What is to go out now: one write."""
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
+        data = b"".join(self._out)
+        self._out.clear()
         return data
 
     def next_chunk(self) -> bytes:
@@ -243,11 +238,11 @@ class SMTPClientWire:
             self._go_on(self._current)
 
     def _mail_answered(self, reply: Reply) -> None:
-        transaction = _known(self._current)
+        transaction = known(self._current)
         if reply.ok:
             self._go_on(transaction)
             return
-        transaction.refusal = reply = _refusal(reply, "MAIL")
+        transaction.refusal = reply = refusal(reply, "MAIL")
         if reply.code == 503 and transaction.behind:
             # The server lost count after the message in front, which is no fault of this one.
             transaction.refusal = Reply(451, "4.5.1", reply.text, reply.mta)
@@ -257,7 +252,7 @@ class SMTPClientWire:
             self._next()
 
     def _rcpt_answered(self, reply: Reply) -> None:
-        transaction = _known(self._current)
+        transaction = known(self._current)
         number = transaction.answered
         transaction.answered = number + 1
         if transaction.refusal is not None:
@@ -266,7 +261,7 @@ class SMTPClientWire:
         elif reply.ok:
             transaction.taken.append(number)
         else:
-            transaction.replies[number] = _refusal(reply, "RCPT")
+            transaction.replies[number] = refusal(reply, "RCPT")
         if transaction.answered < len(transaction.replies):
             self._go_on(transaction)
         elif not self._awaited:
@@ -285,11 +280,11 @@ class SMTPClientWire:
             self._say(b"DATA\r\n")
 
     def _data_answered(self, reply: Reply) -> None:
-        transaction = _known(self._current)
+        transaction = known(self._current)
         if reply.code == 354:
             self._text(transaction)
             return
-        reply = _refusal(reply, "DATA")
+        reply = refusal(reply, "DATA")
         # A refused DATA ends no transaction, unless there was none.
         self._reset = self._reset or transaction.refusal is None or transaction.lost_way
         self._finish(transaction, reply)
@@ -297,9 +292,9 @@ class SMTPClientWire:
 
     def _end_answered(self, reply: Reply) -> None:
         """The final dot's answer: of all recipients, or with LMTP (RFC 2033 4.2) of the next that was accepted."""
-        transaction = _known(self._ending)
+        transaction = known(self._ending)
         if not reply.ok:
-            reply = _refusal(reply, "the end of the data")
+            reply = refusal(reply, "the end of the data")
         if self._lmtp:
             for number in transaction.taken:
                 if transaction.replies[number] is None:
@@ -312,9 +307,9 @@ class SMTPClientWire:
             self._next()
 
     def _chunk_answered(self, reply: Reply) -> None:
-        transaction = _known(self._current)
+        transaction = known(self._current)
         if not reply.ok:
-            reply = _refusal(reply, "BDAT")
+            reply = refusal(reply, "BDAT")
             self._reset = True  # RFC 3030 2: after a failed BDAT the state is anybody's guess
         self._finish(transaction, reply)
         self._next()
@@ -361,12 +356,11 @@ class SMTPClientWire:
         self._text_left(_chunk_end)
 
     def _text_left(self, end: Callable[[SMTPClientWire, Reply], None]) -> None:
+        transaction = known(self._current if end is _chunk_end else self._ending)
+        transaction.sent = True
         if end is _chunk_end:
-            _known(self._current).sent = True
             self._awaited.append(end)
             return
-        transaction = _known(self._ending)
-        transaction.sent = True
         self._awaited.extend([end] * (len(transaction.taken) if self._lmtp else 1))
         if self._offered.pipelining:
             self._next()
@@ -389,18 +383,6 @@ class SMTPClientWire:
     def _next(self) -> None:
         while self.trouble is None and self._current is None and (message := self._more()) is not None:
             self._begin(message)
-
-
-def _known(thing: T | None) -> T:
-    """What must be there by the order of the queue of awaited replies."""
-    assert thing is not None
-    return thing
-
-
-def _refusal(reply: Reply, command: str) -> Reply:
-    if reply.code < 400:
-        raise ProtocolError(f"{command} was answered with {reply.code}")
-    return reply
 
 
 _reset = SMTPClientWire._reset_answered

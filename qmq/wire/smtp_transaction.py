@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum, auto
+from typing import TypeVar
 
 from qmq.mail import Message, Reply
+from qmq.wire.replies import ProtocolError
+
+T = TypeVar("T")
 
 
 class Stage(Enum):
@@ -42,3 +46,16 @@ class Transaction:
             assert one is not None
             replies.append(one)
         return replies
+
+
+def known(thing: T | None) -> T:
+    """What must be there by the order of the queue of awaited replies."""
+    assert thing is not None
+    return thing
+
+
+def refusal(reply: Reply, command: str) -> Reply:
+    """A reply that is no yes, and so must be a no. Raises ProtocolError."""
+    if reply.code < 400:
+        raise ProtocolError(f"{command} was answered with {reply.code}")
+    return reply

@@ -1,4 +1,5 @@
 import email
+import tempfile
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -212,12 +213,12 @@ class BouncerTests(SynchronousTestCase):
 
     def test_body_in_file(self) -> None:
         """Of a long message in a file only the beginning is read."""
-        path = self.mktemp()
-        with open(path, "wb") as file:
-            file.write(BODY + b"x\r\n" * 100_000)
         bouncer = self.bouncer()
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(BODY + b"x\r\n" * 100_000)
+            file.flush()
 
-        self.successResultOf(bouncer.bounce(self.entry(body=FileBody(path, 300_000))))
+            self.successResultOf(bouncer.bounce(self.entry(body=FileBody(file.name, 300_000))))
 
         self.assertIn(b"Subject: hello\r\n", self.hop.taken[0].body.data or b"")
         self.assertLess(self.hop.taken[0].size, 3000)

@@ -452,7 +452,7 @@ class MemoryTests(SynchronousTestCase):
                 connection.lose(None)
             house.dialler.connections.clear()
 
-        self.assertTrue(len(house.destinations._sites) <= 500)
+        self.assertTrue(len(house.destinations._sites) <= 510)
         self.assertEqual(house.destinations.count, 0)
         self.assertEqual(house.destinations.connections, 0)
 

@@ -132,7 +132,11 @@ class MXTests(SynchronousTestCase):
         """Mail that would come back to ourselves at once is refused for good, by MX, by address and by literal."""
         for exchanges, addresses, domain in [
             ([Exchange(10, "ours")], {"ours": ["192.0.2.25"]}, "example.org"),
-            ([Exchange(10, "localhost"), Exchange(20, "other")], {"localhost": ["127.0.0.1", "::1"], "other": ["192.0.2.1"]}, "example.org"),
+            (
+                [Exchange(10, "localhost"), Exchange(20, "other")],
+                {"localhost": ["127.0.0.1", "::1"], "other": ["192.0.2.1"]},
+                "example.org",
+            ),
             (NoData(""), {"example.org": ["192.0.2.25"]}, "example.org"),
             (NoData(""), {}, "[192.0.2.25]"),
             (NoData(""), {}, "[IPv6:2001:db8::25]"),

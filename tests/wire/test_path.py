@@ -22,10 +22,12 @@ class PathTests(SynchronousTestCase):
     """parse_path."""
 
     def assertPath(self, raw: bytes, local: bytes, domain: bytes) -> None:
+        """*raw* is that address, alone and with something behind it."""
         self.assertEqual(parse_path(raw), (Address(local, domain), b""))
         self.assertEqual(parse_path(raw + b" SIZE=1"), (Address(local, domain), b" SIZE=1"))
 
     def assertRefused(self, *raws: bytes, code: int = 501) -> None:
+        """None of *raws* is an address."""
         for raw in raws:
             self.assertEqual(refusal(raw), code, raw)
 
@@ -55,7 +57,7 @@ class PathTests(SynchronousTestCase):
         self.assertPath(b'<".a..b."@x.org>', b".a..b.", b"x.org")
 
     def test_bad_quotes(self) -> None:
-        """Controls, CR and LF foremost, can't be quoted; nor can quotes stay open, be empty, or be half of a local part."""
+        """Controls, CR and LF foremost, can't be quoted; nor may quotes stay open, be empty, or be half a local part."""
         self.assertRefused(*(b'<"a%cb"@x.org>' % octet for octet in [*range(32), 127]))
         self.assertRefused(*(b'<"a\\%cb"@x.org>' % octet for octet in [*range(32), 127]))
         self.assertRefused(
@@ -90,8 +92,8 @@ class PathTests(SynchronousTestCase):
         self.assertPath(b"<a@[192.0.2.1]>", b"a", b"[192.0.2.1]")
         self.assertPath(b"<a@[IPv6:2001:DB8::1]>", b"a", b"[ipv6:2001:db8::1]")
         self.assertRefused(
-            b"<a@[]>", b"<a@[1.2.3]>", b"<a@[1.2.3.256]>", b"<a@[01.2.3.4]>", b"<a@[2001:db8::1]>", b"<a@[IPv6:1.2.3.4]>",
-            b"<a@[IPv6:::1%eth0]>", b"<a@[IPv6:zz::1]>", b"<a@[tag:x]>", b"<a@[1.2.3.4>", b"<a@[1.2.3.4].org>",
+            b"<a@[]>", b"<a@[1.2.3]>", b"<a@[1.2.3.256]>", b"<a@[01.2.3.4]>", b"<a@[2001:db8::1]>",
+            b"<a@[IPv6:1.2.3.4]>", b"<a@[IPv6:::1%eth0]>", b"<a@[IPv6:zz::1]>", b"<a@[tag:x]>", b"<a@[1.2.3.4>", b"<a@[1.2.3.4].org>",
             b"<a@1[1.2.3.4]>",
         )  # fmt: skip
 
@@ -102,12 +104,12 @@ class PathTests(SynchronousTestCase):
         self.assertRefused(b"<@a,b:u@d>", b"<@a,@b u@d>", b"<@a:>", b"<@a,:u@d>", b"<@:u@d>", b"<@a>", b"<@a:@b:u@d>")
 
     def test_relay_forms(self) -> None:
-        """Percent hacks, bang paths, quoted @ and encoded words are odd local parts of the domain that is written last."""
+        """Percent hacks, bang paths, quoted @ and encoded words are odd local parts of the last domain."""
         self.assertPath(b"<u%evil.org@us.org>", b"u%evil.org", b"us.org")
         self.assertPath(b"<evil.org!u@us.org>", b"evil.org!u", b"us.org")
         self.assertPath(b'<"u@evil.org"@us.org>', b"u@evil.org", b"us.org")
         self.assertPath(b"<=?utf-8?q?u=40evil.org=3e=20?=@us.org>", b"=?utf-8?q?u=40evil.org=3e=20?=", b"us.org")
-        self.assertRefused(b"<u@us.org@evil.org>", b"<u@us.org,u@evil.org>", b"<u@us.org>@evil.org"[:9])
+        self.assertRefused(b"<u@us.org@evil.org>", b"<u@us.org,u@evil.org>")
 
     def test_shell_metacharacters(self) -> None:
         """A local part fit for a shell is passed on as it is, where its grammar allows it at all."""
@@ -136,8 +138,8 @@ class PathTests(SynchronousTestCase):
         """Dots that are none, and labels that IDNA 2008 forbids, are refused."""
         self.assertRefused(
             *(f"<a@{domain}>".encode() for domain in (
-                "us\uff0eevil.org", "us\u3002evil.org", "us\uff61evil.org", "a\u200bb.org", "\u2024.org", "☃.org", "ü..org",
-                "ü./.org", "-ü.org", "ü" * 63 + ".org", ".ü", "ü\u2044x.org", "a\u00adb.org",
+                "us\uff0eevil.org", "us\u3002evil.org", "us\uff61evil.org", "a\u200bb.org", "\u2024.org", "☃.org",
+                "ü..org", "ü./.org", "-ü.org", "ü" * 63 + ".org", ".ü", "ü\u2044x.org", "a\u00adb.org",
             ))
         )  # fmt: skip
 

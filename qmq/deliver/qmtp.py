@@ -197,12 +197,13 @@ class QMTPClient:
 
     def _give(self, line: Line, job: _Job) -> None:
         jobs = self._lines[line]
+        jobs.append(job)  # before it is sent: a large body may have left, and made room, before that returns
         try:
             line.send(job.message, self._low())
         except ValueError:
+            jobs.pop()
             job.unknown(Reply(451, "4.3.0", "message cannot be handed over"))
             return
-        jobs.append(job)
         if len(jobs) == 1:
             line.flush()
         elif not self._flushing:

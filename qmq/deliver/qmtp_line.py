@@ -22,7 +22,7 @@ from qmq.wire.qmtp_client import QMTPClientWire
 
 
 class Owner(Interface):
-    """Who uses a line; all calls come from the line, none of them within ``Line.send``."""
+    """Who uses a line. Of these, only *free* may be called within ``Line.send``."""
 
     def made(self, line: Line) -> None:
         """The connection is there."""
@@ -49,6 +49,7 @@ class Line(Protocol):
         self._mta = mta
         self._out: list[bytes] = []
         self._gone = False
+        self._why: Reply | None = None  # it was us who ended it
         self.moved = False  # a piece of a large body has left, since whoever looks here last looked
 
     @property
@@ -91,7 +92,7 @@ class Line(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The peer, or the network, has ended it."""
-        self._lost(Reply(451, "4.4.2", f"connection to {self._mta} lost"))
+        self._lost(self._why or Reply(451, "4.4.2", f"connection to {self._mta} lost"))
 
     def close(self) -> None:
         """End in order; only while nothing is outstanding."""
@@ -105,13 +106,14 @@ class Line(Protocol):
 
     def resumeProducing(self) -> None:
         """The transport has sent what it had."""
-        if self._gone or not self._wire.streaming:
+        if self._gone or self._why is not None or not self._wire.streaming:
             return
         try:
             chunk = self._wire.next_chunk()
         except (OSError, ValueError):
             self._log.failure("cannot read a body on its way to {mta}", mta=self._mta)
-            self.cut(Reply(451, "4.3.0", "message cannot be read here"))
+            self._why = Reply(451, "4.3.0", "message cannot be read here")
+            self._transport.abortConnection()  # connectionLost follows, but not at once
             return
         # Not by the fast writer: only a transport that has sent a buffer asks for more.
         self._transport.write(chunk)

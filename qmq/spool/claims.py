@@ -31,8 +31,7 @@ ALONG = (
     " WHERE (due, site) > (?, ?) AND due <= ? AND site NOT IN busy ORDER BY due, site, number",
 )
 OF_SITE = (
-    "SELECT due, number FROM message INDEXED BY message_site"
-    " WHERE site = ? AND due = ? AND number > ? ORDER BY number",
+    "SELECT due, number FROM message INDEXED BY message_site WHERE site = ? AND due = ? AND number > ? ORDER BY number",
     "SELECT due, number FROM message INDEXED BY message_site"
     " WHERE site = ? AND due > ? AND due <= ? ORDER BY due, number",
 )

@@ -77,7 +77,8 @@ class Gathering:
 
     def begin(self, *, free: bool) -> None:
         """The table is open."""
-        self.refusal, self._stopped, self._broken = None, None, False
+        self.batch, self._settle_at = Batch(), None
+        self.refusal, self._stopped, self._broken, self._working = None, None, False, False
         self._free, self._asked_at = free, self._clock.seconds()
 
     def free(self) -> bool:
@@ -135,6 +136,8 @@ class Gathering:
         due = self._settle_at is not None and self._clock.seconds() >= self._settle_at
         if batch.keeps or batch.reads or due or self._stopped is not None:
             self.batch, self._settle_at = Batch(), None
+            # Who has gone away before the writing began is spared it.
+            batch.keeps = [keep for keep in batch.keeps if not keep.deferred.called]
             self._owner.complete(batch)
         else:
             batch = Batch()

@@ -8,12 +8,35 @@ store over the same Memory is a restart.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Entry, FileBody, MemoryBody, Octets, Seconds
+from qmq.mail import Body, Clock, Entry, MemoryBody, Octets, Seconds
 from qmq.spool.lock import Held as HeldByOther
 from qmq.spool.query import Query
 from qmq.spool.record import DamagedRecord, pack, unpack
+from qmq.spool.store import Store
 from qmq.spool.table import NONE, Batch, Counts, Held, Keep, Opened, Outcome, Row, revived
+from qmq.spool.tombstones import LIMIT
+from qmq.spool.writer import Writers
+
+
+def MemorySpool(
+    memory: Memory | None = None, *, clock: IReactorTime, wall: Clock = time.time, writers: Writers | None = None,
+    inline: Octets = 131072, tombstones: int = LIMIT, patience: Seconds = 10, idle: Seconds = 60,
+) -> Store:  # fmt: skip
+    """An ISpool over *memory*; without *writers* everything is done in the caller's thread."""
+    return Store(
+        MemoryTable(memory or Memory()), clock=clock, writers=writers or Writers(call_from_thread=_now, in_thread=_now),
+        wall=wall, inline=inline, tombstones=tombstones, patience=patience, idle=idle,
+    )  # fmt: skip
+
+
+def _now(call: Callable[..., object], *arguments: object) -> None:
+    call(*arguments)
 
 
 class Memory:
@@ -72,10 +95,6 @@ class MemoryTable:
         if self._memory.trouble is not None:
             raise self._memory.trouble
         return self._outcome()
-
-    def path(self, place: int) -> str:
-        """As Table.path: there are no files."""
-        return ""
 
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit."""
@@ -215,6 +234,3 @@ class MemoryTable:
         counts.messages, counts.octets = len(rows), sum(row[7] for row in rows)
         counts.oldest = min((row[0] for row in rows), default=NONE)
         counts.lowest = min((row[2] for row in rows if row[1] == self._memory.tag), default=NONE)
-
-
-__all__ = ["FileBody", "Memory", "MemoryTable"]

@@ -18,7 +18,7 @@ from qmq.spool.bodies import sync_folder
 
 VERSION = 1
 # Before it, two connections could damage a WAL database (the WAL-reset bug of 3.7.0 to 3.51.2).
-OLDEST_SQLITE = 3051003
+OLDEST_SQLITE = (3, 51, 3)
 
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -49,20 +49,23 @@ def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str
     Nobody else can use the file while it is open: the lock on the folder says
     so already, and exclusive locking saves the shared memory and its locks.
     """
-    if apsw.sqlite_lib_version() < f"{OLDEST_SQLITE // 1000000}." or apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
+    if sqlite_version() < OLDEST_SQLITE:
         raise SpoolTrouble(f"SQLite {apsw.sqlite_lib_version()} may damage the spool; 3.51.3 or later is needed")
     # Made here for its mode: SQLite gives the same to the files beside it.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = apsw.Connection(path, vfs=vfs)
     try:
         connection.set_busy_timeout(2000)
-        connection.execute(f"PRAGMA cache_size = -{cache}; PRAGMA temp_store = MEMORY; PRAGMA page_size = 4096")
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.pragma("cache_size", -cache)
+        connection.pragma("temp_store", "memory")
+        connection.pragma("locking_mode", "exclusive")
         version = connection.pragma("user_version")
         if version == 0:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {autocheckpoint}; PRAGMA journal_size_limit = 33554432")
+            connection.pragma("auto_vacuum", "incremental")
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "full")
+        connection.pragma("wal_autocheckpoint", autocheckpoint)
+        connection.pragma("journal_size_limit", 32 << 20)
         if version == 0:
             _make(connection)
             sync_folder(os.path.dirname(path))
@@ -73,6 +76,11 @@ def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str
         connection.close(True)  # noqa: FBT003 - force: the error is what matters
         raise
     return connection
+
+
+def sqlite_version() -> tuple[int, ...]:
+    """Of the library that is loaded."""
+    return tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
 
 
 def _make(connection: apsw.Connection) -> None:

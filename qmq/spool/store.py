@@ -97,9 +97,11 @@ class Store:
 
     def _open(self, until: Seconds, started: Deferred[None]) -> None:
         def opened(result: Opened | Failure) -> None:
-            if not isinstance(result, Failure):
+            if not isinstance(result, Failure) and self._open_state:
                 self._begin(result)
                 started.callback(None)
+            elif not isinstance(result, Failure):
+                self._writers.run(self._table.close, lambda _: started.errback(SpoolTrouble("the spool is closed")))
             elif result.check(HeldByOther) and self._clock.seconds() < until and self._open_state:
                 self._clock.callLater(0.25, self._open, until, started)
             else:

@@ -153,9 +153,6 @@ class Table(Protocol):
     def close(self) -> None:
         """Done; let go of the lock."""
 
-    def path(self, place: int) -> str:
-        """The file of a body with this (negative) number."""
-
     def claim(self, now: Seconds, limit: int, busy: frozenset[bytes]) -> list[Held]:
         """As ISpool.claim."""
 

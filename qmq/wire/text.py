@@ -47,11 +47,11 @@ class LineCheck:
         if self._cr and data:
             data = b"\r" + data
             self._cr = False
+        if _BARE_CR.search(data) or _BARE_LF.search(data):
+            self.bare = True
         if data.endswith(b"\r"):
             data = data[:-1]
             self._cr = True
-        if _BARE_CR.search(data) or _BARE_LF.search(data):
-            self.bare = True
         size = self._line + len(data)
         if size > self._line_octets and self._longest(data) > self._line_octets:
             self.too_long = True

@@ -351,7 +351,7 @@ class FairnessTests(SynchronousTestCase):
         for site in sites:
             house.add(site, 20)
 
-        for _ in range(150):
+        for _ in range(500):
             for site in sites:
                 if len(house.place(site).ready) < 10:
                     house.add(site, 10)

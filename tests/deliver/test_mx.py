@@ -100,7 +100,7 @@ class MXTests(SynchronousTestCase):
             self.assertIn("example.org", reply.text)
 
     def test_some_exchangers_unknown(self) -> None:
-        """An exchanger that can't be looked up does not keep us from the others; a null one beside others is no host."""
+        """An exchanger that can't be looked up does not keep us from the others; a null one among others is none."""
         mx = self.mx(
             {
                 "example.org": [

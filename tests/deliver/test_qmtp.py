@@ -53,7 +53,7 @@ class Transport(StringTransport):
 
     def registerProducer(self, producer, streaming):
         super().registerProducer(producer, streaming)
-        while self.greedy and not streaming and self.producer is not None:
+        while self.greedy and not streaming and self.producer is not None and not self.disconnected:
             producer.resumeProducing()
 
 
@@ -140,7 +140,7 @@ class QMTPClientTests(SynchronousTestCase):
         sent = client.send(message(1))
         line, transport = self.calls.answer()
         self.assertEqual(transport.value(), b"4:\r1\r\n,0:,8:5:a@b.c,,")
-        line.dataReceived(b"22:Dnever again (#5.7.12),"[:0] + b"21:Dnever again (#5.7.1),")
+        line.dataReceived(b"21:Dnever again (#5.7.1),")
 
         self.assertEqual(codes(self.successResultOf(sent)), [(554, "5.7.1", "alpha")])
 
@@ -243,9 +243,7 @@ class QMTPClientTests(SynchronousTestCase):
 
         self.assertTrue(transport.disconnected)
         self.assertEqual([codes(self.successResultOf(one)) for one in sent[:2]], [[(451, "4.4.2", "")]] * 2)
-        self.clock.advance(1)
-        self.assertEqual(codes(self.successResultOf(sent[2])), [(451, "4.4.2", "")])
-        self.calls.refuse()
+        self.assertEqual(codes(self.successResultOf(sent[2])), [(451, "4.4.1", "")])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_late_answer(self) -> None:
@@ -318,9 +316,10 @@ class QMTPClientTests(SynchronousTestCase):
         body = self.large(100)
         os.unlink(body.path)
         sent, waits = client.send(message(1, body=body)), client.send(message(2))
-        _, transport = self.calls.answer()
-
+        line, transport = self.calls.answer()
         self.assertTrue(transport.disconnected)
+        line.connectionLost()
+
         self.assertEqual(codes(self.successResultOf(sent)), [(451, "4.3.0", "")])
         self.assertTrue(waits.called)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)

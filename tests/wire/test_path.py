@@ -57,7 +57,7 @@ class PathTests(SynchronousTestCase):
         self.assertPath(b'<".a..b."@x.org>', b".a..b.", b"x.org")
 
     def test_bad_quotes(self) -> None:
-        """Controls, CR and LF foremost, can't be quoted; nor may quotes stay open, be empty, or be half a local part."""
+        """Controls, CR and LF foremost, can't be quoted; nor may quotes be open, empty, or half a local part."""
         self.assertRefused(*(b'<"a%cb"@x.org>' % octet for octet in [*range(32), 127]))
         self.assertRefused(*(b'<"a\\%cb"@x.org>' % octet for octet in [*range(32), 127]))
         self.assertRefused(
@@ -93,7 +93,8 @@ class PathTests(SynchronousTestCase):
         self.assertPath(b"<a@[IPv6:2001:DB8::1]>", b"a", b"[ipv6:2001:db8::1]")
         self.assertRefused(
             b"<a@[]>", b"<a@[1.2.3]>", b"<a@[1.2.3.256]>", b"<a@[01.2.3.4]>", b"<a@[2001:db8::1]>",
-            b"<a@[IPv6:1.2.3.4]>", b"<a@[IPv6:::1%eth0]>", b"<a@[IPv6:zz::1]>", b"<a@[tag:x]>", b"<a@[1.2.3.4>", b"<a@[1.2.3.4].org>",
+            b"<a@[IPv6:1.2.3.4]>", b"<a@[IPv6:::1%eth0]>", b"<a@[IPv6:zz::1]>", b"<a@[tag:x]>", b"<a@[1.2.3.4>",
+            b"<a@[1.2.3.4].org>",
             b"<a@1[1.2.3.4]>",
         )  # fmt: skip
 

@@ -133,7 +133,8 @@ class CommandTests(SynchronousTestCase):
         self.assertRefused(
             500, "5.5.1",
             b"", b" ", b"X", b"DATAX", b"QUITX", b"NOOPX", b"EHLOx", b"STAR", b"STARTTLSX", b"XCLIENT ADDR=1", b"TURN",
-            b"XFORWARD NAME=x", b"\xd0\xa5\xd0\xa5", b"\xffEHLO x", "\uff25\uff28\uff2c\uff2f x".encode(), b" NOOP", b"HELPX", b"VRFYX",
+            b"XFORWARD NAME=x", b"\xd0\xa5\xd0\xa5", b"\xffEHLO x", "\uff25\uff28\uff2c\uff2f x".encode(),
+            b" NOOP", b"HELPX", b"VRFYX",
         )  # fmt: skip
         self.assertRefused(502, "5.5.1", b"EXPN list", b"EXPN", b"AUTH PLAIN AGEAYg==", b"AUTH", b"auth")
 

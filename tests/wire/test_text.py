@@ -143,9 +143,10 @@ class TextTests(SynchronousTestCase):
 
         end = (b"\r\n" + stream).find(b"\r\n.\r\n")
         text = stream[: max(end, 0)] if end >= 0 else stream
-        if re.search(rb"\r(?!\n)|(?<!\r)\n", text.rstrip(b"\r")):
+        bare = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+        if bare.search(text.removesuffix(b"\r").removesuffix(b"\r")):
             self.assertTrue(read.bare)
-        else:
+        elif not bare.search(text.removesuffix(b"\r")):
             self.assertEqual(read.ended, end >= 0)
             self.assertFalse(read.bare)
             if end >= 0:
@@ -210,6 +211,14 @@ class LineCheckTests(SynchronousTestCase):
         check = LineCheck()
 
         self.assertEqual([check.feed(b"a\r\n"), check.feed(b"b\n"), check.feed(b"c\r\n")], [True, False, False])
+
+    def test_two_crs_at_the_edge(self) -> None:
+        """Of two CRs before the LF the first is bare, even if the LF comes in the next piece."""
+        check = LineCheck()
+        check.feed(b"a\r\r")
+        check.feed(b"\n")
+
+        self.assertTrue(check.bare)
 
     def test_cr_at_the_end(self) -> None:
         """A CR at the end of the text is bare."""

@@ -1,0 +1,135 @@
+"""
+Why the configuration does what it does: for one address, and for the whole.
+
+Pure: gives facts with the place that decided them; the `qmq` command prints
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from qmq.conf.model import Conf, Instance, site_for
+from qmq.conf.units import duration_text, octets_text
+from qmq.mail import Address, Seconds
+from qmq.queue.schedule import expired, parse_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A fact, and the ``path:line`` that decided it; an empty place: the default did."""
+
+    name: str
+    value: str
+    place: str = ""
+
+
+def explain(conf: Conf, recipient: Address) -> Iterator[Fact]:
+    """What happens to mail for that recipient, in the order in which it happens."""
+    domain = recipient.domain or conf.general.me.encode()
+    owner = conf.owner(recipient.domain)
+    if owner is None:
+        yield Fact("accepted", f"no: {_text(domain)} is no instance's")
+        return
+    instance, key = owner
+    yield Fact(
+        "accepted", _accepted(conf, domain, key), conf.places["qmq.relay"].place if "qmq.relay" in conf.places else ""
+    )
+    pattern = _text(key) or "*"
+    yield Fact("instance", f"{instance.id}:{instance.name}, by {pattern}", _place(conf, instance, f" domain {pattern}"))
+    yield _setting(conf, instance, "handover", _handover(conf, instance))
+    yield _hop(conf, instance, recipient)
+    yield from _limits(conf, instance)
+    times = ", ".join(duration_text(round(t)) for t in islice(attempts(instance), 10))
+    yield _setting(conf, instance, "retry", f"{instance.retry}: tried after {times}")
+    yield _setting(
+        conf, instance, "lifetime", f"{duration_text(instance.lifetime)}, then a bounce {_bounce(conf, instance)}"
+    )
+    yield _setting(conf, instance, "spool", instance.spool)
+
+
+def attempts(instance: Instance) -> Iterator[Seconds]:
+    """When a message that is always deferred is tried, from its birth on, without jitter; the last one bounces it."""
+    schedule = parse_schedule(instance.retry)
+    now: Seconds = 0
+    count = 0
+    yield now
+    while not expired(0, now, instance.lifetime):
+        now = schedule.next_attempt(0, now, count, 0)
+        count += 1
+        yield now
+
+
+def describe(conf: Conf) -> Iterator[Fact]:
+    """The whole, one fact an instance."""
+    places = conf.places
+    listen = " ".join(f"{host or '*'}:{port}" for host, port in conf.primary.listen)
+    yield Fact(
+        "primary",
+        f"{conf.general.me} at {listen}",
+        places["primary.listen"].place if "primary.listen" in places else "",
+    )
+    for instance in conf.instances:
+        domains = " ".join(map(_text, instance.domains)) or "no domains"
+        role = "" if instance.role == "normal" else f"{instance.role}, "
+        hop = (
+            f"{_text(instance.deliver)}, {len(instance.routes)} routes" if instance.routes else _text(instance.deliver)
+        )
+        yield Fact(f"{instance.id}:{instance.name}", f"{role}{domains} -> {hop}", _place(conf, instance, ".domains"))
+
+
+def _accepted(conf: Conf, domain: bytes, key: bytes) -> str:
+    if conf.accepts(domain):
+        return "yes, from everybody"
+    if conf.general.relay:
+        return f"from relay clients only: {_text(domain)} is in no list" if not key else "from relay clients only"
+    return "from nobody: it is in no list, and there is no relay client"
+
+
+def _hop(conf: Conf, instance: Instance, recipient: Address) -> Fact:
+    key = instance.route(recipient.domain)
+    hop = _text(site_for(instance, recipient))
+    if key is None:
+        return _setting(conf, instance, "deliver", hop)
+    return Fact(
+        "deliver", f"{hop}, by the route of {_text(key) or '*'}", _place(conf, instance, f" route {_text(key)}")
+    )
+
+
+def _limits(conf: Conf, instance: Instance) -> Iterator[Fact]:
+    yield _setting(
+        conf, instance, "concurrency", f"{instance.concurrency}, {instance.concurrency_per_host} to one host"
+    )
+    yield _setting(conf, instance, "databytes", octets_text(min(instance.databytes, conf.primary.databytes)))
+    full = f"{instance.limit_messages} messages or {octets_text(instance.limit_bytes)}, then 452"
+    yield _setting(conf, instance, "limit-messages", full)
+
+
+def _handover(conf: Conf, instance: Instance) -> str:
+    handover = instance.handover
+    if handover.host:
+        return f"{handover.protocol} to {handover.host}:{handover.port}"
+    if not conf.general.workers:
+        return "a call: everything is in one process"
+    worker = "a worker of its own" if instance.process == "own" else "a shared worker"
+    return f"{handover.protocol} to {worker}, within {duration_text(conf.primary.handover_time)}"
+
+
+def _bounce(conf: Conf, instance: Instance) -> str:
+    target = conf.bounces or conf.default
+    return "by its own queue" if target is None or target.name == instance.name else f"by {target.name}"
+
+
+def _setting(conf: Conf, instance: Instance, key: str, value: str) -> Fact:
+    return Fact(key, value, _place(conf, instance, f".{key}"))
+
+
+def _place(conf: Conf, instance: Instance, what: str) -> str:
+    at = conf.places.get(f"{instance.name}{what}")
+    return at.place if at else ""
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")

@@ -1,0 +1,144 @@
+"""
+What a batch says to the database; every function is one part of one transaction.
+
+A row is inserted as if its token were new. Only where the index refuses it is
+looked up what of the token is known, so that the usual case costs no SELECT.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from qmq.mail import Address, FileBody, MemoryBody
+from qmq.spool.bodies import Bodies
+from qmq.spool.record import DamagedRecord, unpack
+from qmq.spool.table import NONE, Batch, Counts, Keep, rows
+
+INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, NULL, 0, ?, ?, ?, ?)"
+INSERT_BODY = "INSERT INTO body VALUES (?, ?)"
+OF_TOKEN = "SELECT part, body, record FROM message WHERE peer = ? AND seq = ? ORDER BY part"  # noqa: S105 - no secret
+REWRITE = "UPDATE message SET due = ?, attempts = ?, site = ?, record = ? WHERE number = ?"
+RELEASE = "UPDATE message SET due = ? WHERE number = ?"
+DELETE = "DELETE FROM message WHERE number = ?"
+DELETE_BODY = (
+    "DELETE FROM body WHERE number = ?1"
+    " AND NOT EXISTS (SELECT 1 FROM message WHERE peer = ?2 AND seq = ?3 AND body = ?1)"
+    " AND NOT EXISTS (SELECT 1 FROM damaged WHERE body = ?1)"
+)
+USED = (
+    "SELECT 1 FROM message WHERE peer = ?2 AND seq = ?3 AND body = ?1 UNION ALL SELECT 1 FROM damaged WHERE body = ?1"
+)
+BURY = "INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?)"
+FORGET = "DELETE FROM tombstone WHERE peer = ? AND seq < ?"
+TOLD = "INSERT OR REPLACE INTO peer VALUES (?, ?)"
+PUT_ASIDE = "INSERT OR REPLACE INTO damaged SELECT *, ? FROM message WHERE number = ?"
+
+
+def insert(connection: apsw.Connection, keeps: list[Keep], bodies: Bodies) -> bool:
+    """Keep them; whether some tokens were known. A transaction is open, and may be another one afterwards."""
+    if not keeps:
+        return False
+    if not any(keep.known for keep in keeps):
+        fresh = [row for keep in keeps for row in rows(keep)]
+        before = connection.total_changes()
+        connection.executemany(INSERT, fresh)
+        if connection.total_changes() - before == len(fresh):
+            connection.executemany(INSERT_BODY, [_inline(keep) for keep in keeps if keep.place > 0])
+            return False
+        connection.execute("ROLLBACK")
+        connection.execute("BEGIN IMMEDIATE")
+    # One by one, in the order in which they came.
+    for keep in keeps:
+        _insert_unknown(connection, keep, bodies)
+    return True
+
+
+def _insert_unknown(connection: apsw.Connection, keep: Keep, bodies: Bodies) -> None:
+    """Keep what is new of it, with the body that its token has already."""
+    token = keep.token
+    known: set[Address] = set(keep.known)
+    part, place = -1, keep.place
+    for row_part, row_place, record in connection.execute(OF_TOKEN, (token.peer, token.seq)):
+        part = row_part
+        try:
+            known.update(unpack(record, token).known)
+        except DamagedRecord:
+            continue  # nobody knows whom it was for; whoever claims it puts it aside
+        if (row_place < 0) == (place < 0):
+            place = row_place
+    keep.only(frozenset(known))
+    if not keep.entries:
+        return
+    if place == keep.place:
+        if place > 0:
+            connection.execute(INSERT_BODY, _inline(keep))
+    else:
+        keep.place = place
+        if place < 0:
+            keep.adopt(FileBody(bodies.path(-place), keep.body.size))
+    connection.executemany(INSERT, rows(keep, part + 1))
+
+
+def _inline(keep: Keep) -> tuple[int, bytes]:
+    assert type(keep.body) is MemoryBody
+    return keep.place, keep.body.data
+
+
+def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
+    """Whether all rows to delete were there; files that no row speaks of any more."""
+    many = connection.executemany
+    if batch.rewritten:
+        many(REWRITE, [(*values, number) for number, values in batch.rewritten.items()])
+    if batch.released:
+        many(RELEASE, [(due, number) for number, (due, _) in batch.released.items()])
+    exact, useless = True, []
+    if batch.gone:
+        before = connection.total_changes()
+        many(DELETE, [(number,) for number in batch.gone])
+        exact = connection.total_changes() - before == len(batch.gone)
+        places = [(place, token.peer, token.seq) for token, place, _ in batch.gone.values()]
+        many(DELETE_BODY, [place for place in places if place[0] > 0])
+        files = dict.fromkeys(place for place in places if place[0] < 0)
+        useless = [-place[0] for place in files if not list(connection.execute(USED, place))]
+    if batch.forgotten:
+        many(FORGET, [(peer, below) for peer, below, _ in batch.forgotten])
+        many(TOLD, [(peer, low) for peer, _, low in batch.forgotten])
+    if batch.tombstones:
+        many(BURY, batch.tombstones)
+    if batch.epoch:
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (batch.epoch,))
+    return exact, useless
+
+
+def limits(connection: apsw.Connection, counts: Counts, tag: bytes, keeps: list[Keep], batch: Batch) -> tuple[int, int]:
+    """The lowest token of ours and the oldest entry; asked of the database only where the lowest or oldest went."""
+    low, old = counts.lowest, counts.oldest
+    for keep in keeps:
+        if keep.entries:
+            old = min(old, keep.entries[0].number)
+            if keep.token.peer == tag:
+                low = min(low, keep.token.seq)
+    if old in batch.gone:
+        old = oldest(connection)
+    if any(token.seq == low and token.peer == tag for token, _, _ in batch.gone.values()):
+        low = lowest(connection, tag)
+    return low, old
+
+
+def oldest(connection: apsw.Connection) -> int:
+    """The lowest number."""
+    (found,) = next(connection.execute("SELECT min(number) FROM message"))
+    return NONE if found is None else found
+
+
+def lowest(connection: apsw.Connection, tag: bytes) -> int:
+    """The lowest number of a token of ours."""
+    (found,) = next(connection.execute("SELECT min(seq) FROM message WHERE peer = ?", (tag,)))
+    return NONE if found is None else found
+
+
+def recount(connection: apsw.Connection, counts: Counts, tag: bytes) -> None:
+    """Count anew: reads every row, but no record and no body."""
+    count, octets = next(connection.execute("SELECT count(*), total(size) FROM message"))
+    counts.messages, counts.octets = count, int(octets)
+    counts.oldest, counts.lowest = oldest(connection), lowest(connection, tag)

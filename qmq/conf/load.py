@@ -196,7 +196,7 @@ class _Builder:
             shares.bounces.setdefault(number, at)
 
     def _elsewhere(self, beginnings: list[_Beginning], shares: Shares) -> None:
-        """The primary's routes to other hosts are the default instance's; and whom ``!@`` marks is the bounce instance."""
+        """The primary's routes to other hosts are the default's; whom ``!@`` marks is the bounce instance."""
         default = next((b for b in beginnings if any(w.text == "*" for w in b.domains)), None)
         for route in shares.elsewhere:
             owner = next((b for b in beginnings if any(w.text == route.pattern for w in b.domains)), default)

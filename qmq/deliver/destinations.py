@@ -110,9 +110,7 @@ class Destinations:
 
     def add(self, message: Message, done: Done, site: bytes) -> None:
         """Deliver; *done* is called once, maybe at once, with a reply for each recipient."""
-        place = self._sites.get(site)
-        if place is None:
-            place = self._meet(site)
+        place = self._sites.get(site) or self._meet(site)
         if place.parked:
             connection = self.shares.unpark(place)
             place.dones[id(message)] = done
@@ -120,8 +118,7 @@ class Destinations:
             place.credit -= 1 + (message.body.size >> 16)
             connection.send(message)
             return
-        refusal = self._line_up(place, message, done)
-        if refusal is not None:
+        if (refusal := self._line_up(place, message, done)) is not None:
             done(message, [refusal] * len(message.envelope.recipients))
 
     def refusal(self, site: bytes) -> Reply | None:
@@ -157,8 +154,8 @@ class Destinations:
     def sites(self, limit: int = 1000) -> list[SiteStatus]:
         """The sites with mail, connections or trouble, for people."""
         now = self.now()
-        found = [s for s in self._sites.values() if s.dones or s.held or s.down]
-        return [site.status(now) for site in found[:limit]]
+        found = (site.status(now) for site in self._sites.values() if site.dones or site.held or site.down)
+        return list(islice(found, limit))
 
     def awaken(self) -> None:
         """Try dead sites afresh with the next message: an operator said so, or the clock jumped."""
@@ -271,6 +268,10 @@ class Destinations:
         dial: Deferred[Any] = maybeDeferred(self._dialler.dial, site.name, site)
         self._dials.add(dial)
         dial.addBoth(self._dialled, dial, site)
+        dial.addErrback(self._fault, site)
+
+    def _fault(self, failure: Failure, site: Site) -> None:
+        self._log.failure("beginning to deliver to {site!r} failed", failure, site=site.name)
 
     def _dialled(self, outcome: Any, dial: Deferred[Any], site: Site) -> None:
         self._dials.discard(dial)
@@ -372,8 +373,7 @@ class Destinations:
             self.room(site.name)
 
     def _probe(self, site: Site) -> bool:
-        may = self.shares.may(site)
-        if may:
+        if may := self.shares.may(site):
             self._dial(site)
         return may
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.deliver.destinations import Destinations
@@ -24,6 +25,8 @@ _TROUBLE: Seconds = 10
 _JUMP: Seconds = 5
 # Entries claimed at once.
 _BATCH = 100
+
+log = Logger()
 
 
 class Claims:
@@ -61,7 +64,7 @@ class Claims:
         self.claiming = False
         self.reading = 0  # entries whose bodies are being read
         self._soon = False  # a claim is on its way through the reactor
-        self._ahead: Seconds = 0  # of the wall clock before the monotonic one
+        self._ahead = wall() - clock.seconds()  # the wall clock, of the monotonic one
         self._timer: IDelayedCall | None = None
         self._wake: Seconds = 0  # wall time for which the timer is set
 
@@ -69,7 +72,6 @@ class Claims:
         """Begin, or go on, with what is due now."""
         if not self._runs:
             self._runs = True
-            self._ahead = self._wall() - self._clock.seconds()
             self.claim()
 
     def halt(self) -> None:
@@ -153,7 +155,10 @@ class Claims:
     def _claimed(self, entries: Sequence[Entry], now: Seconds, limit: int) -> None:
         self.claiming = False
         for entry in entries:
-            self._take_up(entry, now)
+            try:
+                self._take_up(entry, now)
+            except Exception:  # noqa: BLE001 - a fault of ours, told; the others must not stay behind for it
+                log.failure("could not take up entry {number}", number=entry.number)
         if not self._runs:
             self._ended()
             return

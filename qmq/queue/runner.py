@@ -21,6 +21,7 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -37,6 +38,8 @@ from qmq.queue.telling import Telling
 _SITES = 10000
 # Mail for which there is no room comes back after this, and up to as much again.
 _NO_ROOM: Seconds = 30
+
+log = Logger()
 
 
 @implementer(INextHop)
@@ -106,15 +109,15 @@ class Queue(MultiService):
         self._keeping = 0
         self._open = False  # takes and delivers
         self._quiet: Deferred[None] | None = None  # stopping: fires when nothing is under way
-        self._opened: Deferred[None] | None = None
-        self._claims = Claims(
-            spool, destinations, clock, wall, nap, self._room, self._take_up, self._warn, self._check_quiet
-        )
+        self._opened: bool | Failure = False
+        self._watchers: list[Deferred[None]] = []
+        claims = Claims(spool, destinations, clock, wall, nap, self._room, self._take_up, self._warn, self._check_quiet)
+        self._claims = claims
         self._telling = Telling(
             spool, self._ledger, bounces, wall, jitter, self._settle, self._deliver, self._read, self._warn
         )
-        destinations.alive = self._claims.alive
-        destinations.room = lambda _: self._claims.soon()
+        destinations.alive = claims.alive
+        destinations.room = lambda _: claims.soon()
 
     # The joint
 
@@ -149,12 +152,15 @@ class Queue(MultiService):
     def _kept(self, entries: Sequence[Entry], message: Message) -> Sequence[Reply]:
         self._keeping -= 1
         self._ledger.accepted += 1
-        now = self._wall()
-        for entry in entries:
-            if entry.message.body.path is None:
-                self._deliver(entry, now)
-            else:
-                self._read(entry, partial(self._deliver, entry, now))  # the draft goes when we have answered
+        try:
+            now = self._wall()
+            for entry in entries:
+                if entry.message.body.path is None:
+                    self._deliver(entry, now)
+                else:
+                    self._read(entry, partial(self._deliver, entry, now))  # the draft goes when we have answered
+        except Exception:  # noqa: BLE001 - a fault of ours, told; the message is safe, and that is the answer
+            log.failure("could not begin to deliver {id}", id=message.envelope.token.id)
         envelope = message.envelope
         reply = Reply(250, "2.0.0", "ok " + envelope.token.id.decode("ascii", "replace"), self._mta)
         self._check_quiet()
@@ -329,26 +335,30 @@ class Queue(MultiService):
         """Open the spool, then go on where the last process left off."""
         super().startService()
         self._telling.bouncer = self.bouncer
-        self._opened = Deferred()
         maybeDeferred(self.spool.start).addCallbacks(self._begin, self._not_begun)
 
     def started(self) -> Deferred[None]:
-        """Fires when the spool is open, fails as its start does; for one caller, after startService."""
-        assert self._opened is not None
-        return self._opened
+        """Fires when the spool is open, fails as its start does."""
+        self._watchers.append(watcher := Deferred[None]())
+        if self._opened:
+            self._tell_watchers()
+        return watcher
 
     def _begin(self, _: object) -> None:
-        assert self._opened is not None
+        self._opened = True
         self._open = self._quiet is None
         if not self._holds():
             self._claims.run()
-        self._opened.callback(None)
+        self._tell_watchers()
 
     def _not_begun(self, failure: Failure) -> None:
-        assert self._opened is not None
+        self._opened = failure
         self._warn(f"start: {failure.getErrorMessage()}")
-        self._opened.addErrback(_told)
-        self._opened.errback(failure)
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        while self._watchers:
+            self._watchers.pop().callback(None if self._opened is True else self._opened)  # type: ignore[arg-type]  # or Failure
 
     def stopService(self) -> Deferred[None]:
         """Start nothing new, wait for what is on its way, cut it at last; then give the rest back and close."""
@@ -388,7 +398,3 @@ class Queue(MultiService):
 def _nobodys_word(replies: Sequence[Reply]) -> bool:
     """Whether these are no host's answers but a connection's that was cut."""
     return all(reply.temporary and not reply.mta for reply in replies)
-
-
-def _told(_: Failure) -> None:
-    """It was logged; who wants to know as well asks `started`."""

@@ -186,8 +186,7 @@ class QMTPServer(Protocol):
         self._flushing = False
         self._reading = True
         self._choked = False  # the client does not read its answers
-        self._born = self._mark = self._busy = factory.now
-        self._taken: Octets = 0  # since _mark
+        self._taken: Octets = 0  # received since _mark
 
     def connectionMade(self) -> None:
         """Begin; QMTP has no greeting."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from qmq.mail import Body, FileBody
 
@@ -57,10 +58,8 @@ class Bodies:
 
     def remove(self, number: int) -> None:
         """The file goes, if it is there; whether that is durable does not matter."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(self.path(number))
-        except FileNotFoundError:
-            pass
 
     def sweep(self, wanted: Iterable[int]) -> tuple[int, list[int]]:
         """Remove files that no row speaks of; how many there were, and which wanted ones are missing."""
@@ -102,8 +101,7 @@ class Bodies:
     def _copy(body: Body, path: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
-            for chunk in body.chunks(262144):
-                file.write(chunk)
+            file.writelines(body.chunks(262144))
 
     @staticmethod
     def _sync_file(path: str, size: int) -> None:

@@ -24,24 +24,23 @@ COLUMNS = "number, peer, seq, site, due, attempts, born, size, body, record"
 # Behind every row of the same due time: no site is called so.
 LAST_SITE = b"\xff" * 8
 
+# The rest of a due time's rows of one site, then what comes after: SQLite cannot seek behind three columns at once.
+_BY_DUE = "FROM message INDEXED BY message_due WHERE"
+_BY_SITE = "SELECT due, number FROM message INDEXED BY message_site WHERE"
+_TIES = "due = ? AND site = ? AND number > ?"
 ALONG = (
-    f"SELECT {COLUMNS} FROM message INDEXED BY message_due"
-    " WHERE due = ? AND site = ? AND number > ? AND site NOT IN busy ORDER BY number",
-    f"SELECT {COLUMNS} FROM message INDEXED BY message_due"
-    " WHERE (due, site) > (?, ?) AND due <= ? AND site NOT IN busy ORDER BY due, site, number",
+    f"SELECT {COLUMNS} {_BY_DUE} {_TIES} AND site NOT IN busy ORDER BY number",
+    f"SELECT {COLUMNS} {_BY_DUE} (due, site) > (?, ?) AND due <= ? AND site NOT IN busy ORDER BY due, site, number",
+)
+AHEAD = (
+    f"SELECT due, site, number {_BY_DUE} {_TIES} ORDER BY number",
+    f"SELECT due, site, number {_BY_DUE} due IS NOT NULL AND (due, site) > (?, ?) ORDER BY due, site, number",
 )
 OF_SITE = (
-    "SELECT due, number FROM message INDEXED BY message_site WHERE site = ? AND due = ? AND number > ? ORDER BY number",
-    "SELECT due, number FROM message INDEXED BY message_site"
-    " WHERE site = ? AND due > ? AND due <= ? ORDER BY due, number",
+    f"{_BY_SITE} site = ? AND due = ? AND number > ? ORDER BY number",
+    f"{_BY_SITE} site = ? AND due > ? AND due <= ? ORDER BY due, number",
 )
-ROW = f"SELECT {COLUMNS} FROM message WHERE number = ?"
-AHEAD = (
-    "SELECT due, site, number FROM message INDEXED BY message_due"
-    " WHERE due = ? AND site = ? AND number > ? ORDER BY number",
-    "SELECT due, site, number FROM message INDEXED BY message_due"
-    " WHERE (due, site) > (?, ?) ORDER BY due, site, number",
-)
+ROW = f"SELECT {COLUMNS} FROM message WHERE number = ?"  # noqa: S608 - constants
 # So many rows are looked through for one that is not busy.
 FAR = 5000
 FOREVER = float("inf")
@@ -131,7 +130,7 @@ class Line:
         ties = connection.execute(OF_SITE[0], (site, due, number))
         for row in chain(ties, connection.execute(OF_SITE[1], (site, due, until))):
             if row[1] not in self._hand:
-                return row
+                return row[0], row[1]
         return None
 
     def _look_past(self, connection: apsw.Connection, busy: frozenset[bytes]) -> None:

@@ -34,7 +34,7 @@ class Owner(Protocol):
         """The table's word after a batch or a recovery."""
 
     def kept(self, keep: Keep) -> None:
-        """This is durable now; nobody was told yet."""
+        """It is durable now; nobody was told yet."""
 
     def unclaimed(self, keep: Keep) -> None:
         """It is durable, and whoever wanted it has gone away meanwhile."""
@@ -240,7 +240,7 @@ class Gathering:
             self._idler = self._clock.callLater(left, self._rest)
             return
 
-        def rested(result: None | Failure) -> None:
+        def rested(result: Failure | None) -> None:
             self._working = False
             if isinstance(result, Failure):
                 self._log.failure("could not rest", result)
@@ -258,7 +258,8 @@ class Gathering:
         """Write what waits, close the table."""
         if self._stopped is not None:
             return succeed(None)
-        self._stopped = stopped = Deferred()
+        stopped: Deferred[None] = Deferred()
+        self._stopped = stopped
         self.refusal = SpoolTrouble("the spool is closed")
         self._cancel()
         for timer in (self._idler, self._retrying):
@@ -276,7 +277,7 @@ class Gathering:
             self._flush()
             return
 
-        def closed(result: None | Failure) -> None:
+        def closed(result: Failure | None) -> None:
             if isinstance(result, Failure):
                 self._log.failure("could not be closed in order", result)
             if self._stopped is not None:

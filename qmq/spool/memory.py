@@ -209,7 +209,7 @@ class MemoryTable:
 
     def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
         """As Table.scan."""
-        found = []
+        found: list[Entry] = []
         for row in sorted(self._memory.rows.values()):
             for held in self._revived(row) if row[0] > after else ():
                 if query.matches(held[0]) and len(found) < limit:

@@ -1,4 +1,4 @@
-"""
+r"""
 What a row remembers of its message besides the columns: one binary record.
 
 Pure. Every string is preceded by its length, so that no octet in an address
@@ -9,7 +9,7 @@ told from good records. All numbers are little-endian.
     head        HEAD: length, version, flags, port, generation, 3 counts, 8 lengths
     strings     sender, body type, origin, fields: as long as the head says
     recipients  those to do, then bouncing, then settled: RECIPIENT, strings, replies
-    tail        CRC-32 of all before it, "END\\n"
+    tail        CRC-32 of all before it, "END\n"
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def pack(entry: Entry, settled: Iterable[Address] = ()) -> bytes:
     sender, origin, recipients = envelope.sender, envelope.origin, envelope.recipients
     fields, bouncing, settled = message.fields, entry.bouncing, tuple(settled)
     strings = [
-        sender.local, sender.domain, envelope.body_type, origin.protocol, origin.client, origin.helo, origin.user, fields,
+        sender.local, sender.domain, envelope.body_type,
+        origin.protocol, origin.client, origin.helo, origin.user, fields,
     ]  # fmt: skip
     flags = envelope.smtputf8 * SMTPUTF8 | entry.delayed * DELAYED | origin.made_here * MADE_HERE
     lengths = [len(string) for string in strings]
@@ -155,7 +156,7 @@ def _states(record: bytes, at: int, end: int, count: int) -> Iterator[tuple[Addr
                 for size in (status, text, mta):
                     texts.append(record[at : at + size].decode("utf-8", "surrogatepass"))
                     at += size
-                replies[i] = Reply(code, *texts)
+                replies[i] = Reply(code, texts[0], texts[1], texts[2])
         if at > end:
             break
         yield one, replies[0], replies[1]

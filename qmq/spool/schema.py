@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import apsw
 
 from qmq.interfaces import SpoolTrouble
 from qmq.spool.bodies import sync_folder
+from qmq.spool.table import Broken
 
 VERSION = 1
 # Before it, two connections could damage a WAL database (the WAL-reset bug of 3.7.0 to 3.51.2).
 OLDEST_SQLITE = (3, 51, 3)
+
+# What the disk does, not what we asked for.
+IO_ERRORS = (
+    apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError, apsw.ProtocolError, apsw.ReadOnlyError,
+)  # fmt: skip
 
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -60,8 +68,6 @@ def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str
         connection.pragma("temp_store", "memory")
         connection.pragma("locking_mode", "exclusive")
         version = connection.pragma("user_version")
-        if version == 0:
-            connection.pragma("auto_vacuum", "incremental")
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         connection.pragma("wal_autocheckpoint", autocheckpoint)
@@ -70,12 +76,49 @@ def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str
             _make(connection)
             sync_folder(os.path.dirname(path))
         elif version != VERSION:
-            raise SpoolTrouble(f"{path}: format {version}; this program reads {VERSION}")
+            raise SpoolTrouble(f"{path}: format {version}; this program reads {VERSION}")  # noqa: TRY301 - closed below
         connection.execute("CREATE TEMP TABLE busy (site BLOB PRIMARY KEY) WITHOUT ROWID")
     except BaseException:
-        connection.close(True)  # noqa: FBT003 - force: the error is what matters
+        connection.close(True)  # by force: the error is what matters
         raise
     return connection
+
+
+def shrink(connection: apsw.Connection, pages: int = 4096) -> None:
+    """Give the disk back what a flood took, once most of a long file is unused and the rest is quickly copied."""
+    # Incremental vacuum would do it in pieces, but costs every message 2-3 us for its map of pages.
+    count, unused = connection.pragma("page_count"), connection.pragma("freelist_count")
+    if count > pages and unused * 2 > count and count - unused < 16 * pages:
+        with suppress(apsw.Error):  # another time, then
+            connection.execute("VACUUM")
+
+
+@contextmanager
+def translated(folder: str) -> Iterator[None]:
+    """Errors of SQLite become ours, but for the full disk, which commit answers itself."""
+    try:
+        yield
+    except apsw.FullError:
+        raise
+    except IO_ERRORS as error:
+        raise Broken(f"{folder}: {error}") from error
+    except apsw.Error as error:
+        raise SpoolTrouble(f"{folder}: {error}") from error
+
+
+@contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """All or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            # The first error tells what is wrong; an open transaction ends with its connection.
+            with suppress(apsw.Error):
+                connection.execute("ROLLBACK")
+        raise
 
 
 def sqlite_version() -> tuple[int, ...]:

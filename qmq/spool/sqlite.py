@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import apsw
 from twisted.internet.interfaces import IReactorTime
@@ -21,7 +20,7 @@ from qmq.spool.bodies import Bodies, sync_folder
 from qmq.spool.claims import Line
 from qmq.spool.lock import Lock
 from qmq.spool.query import Query
-from qmq.spool.schema import connect
+from qmq.spool.schema import connect, shrink, transaction, translated
 from qmq.spool.search import DamagedRow, end_of_piece, matching, read
 from qmq.spool.statements import DELETE, PUT_ASIDE, insert, limits, recount, settle
 from qmq.spool.store import Store
@@ -29,10 +28,6 @@ from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome
 from qmq.spool.tombstones import LIMIT
 from qmq.spool.writer import Writers
 
-# What the disk does, not what we asked for.
-IO_ERRORS = (
-    apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError, apsw.ProtocolError, apsw.ReadOnlyError,
-)  # fmt: skip
 RESERVE = 64 << 20
 INODES = 1000
 
@@ -81,7 +76,7 @@ class SQLiteTable:
             sync_folder(os.path.dirname(os.path.abspath(self._folder)))
         self._lock.take()
         try:
-            with self._translated():
+            with translated(self._folder):
                 opened = self._opened(self._connected())
             self._disconnect()
             return opened
@@ -93,7 +88,7 @@ class SQLiteTable:
         meta = dict(connection.execute("SELECT name, value FROM meta"))
         self._tag, epoch = meta["tag"], meta["epoch"] + 1
         self._hand.clear()
-        with self._transaction(connection):
+        with transaction(connection):
             connection.execute("UPDATE message SET due = born WHERE due IS NULL")
             connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
         recount(connection, self._counts, self._tag)
@@ -123,17 +118,16 @@ class SQLiteTable:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close(True)  # noqa: FBT003 - force: what is committed is safe, whatever close says
+            connection.close(True)  # by force: what is committed is safe, whatever close says
 
     def rest(self) -> None:
-        """As Table.rest: give free pages back to the disk, write the log into the database, close it."""
-        try:
-            if self._connection is not None:
-                list(self._connection.execute("PRAGMA incremental_vacuum(10000)"))
-        except apsw.Error:
-            pass  # they are given back another time
-        finally:
-            self._disconnect()
+        """As Table.rest: give back unused pages, write the log into the database, close it."""
+        if self._connection is not None:
+            try:
+                with translated(self._folder):
+                    shrink(self._connection)
+            finally:
+                self._disconnect()
 
     def close(self) -> None:
         """As Table.close."""
@@ -149,12 +143,12 @@ class SQLiteTable:
         As long as the disk refuses, by the old connection, which knows what of the log was synced; to a
         new one a commit that failed may look whole. Rows that turn up so, in nobody's hand, are due at once.
         """
-        with self._translated():
+        with translated(self._folder):
             self._truncate(self._connected())
             connection = self._connected()
             fresh = [number for (number,) in connection.execute("SELECT number FROM message WHERE due IS NULL")]
             nobodys = [(number,) for number in fresh if number not in self._hand]
-            with self._transaction(connection):
+            with transaction(connection):
                 connection.executemany("UPDATE message SET due = born WHERE number = ?", nobodys)
             recount(connection, self._counts, self._tag)
             self._sweep(connection)
@@ -190,7 +184,7 @@ class SQLiteTable:
 
     def _commit_when_full(self, batch: Batch) -> None:
         try:
-            with self._translated():
+            with translated(self._folder):
                 # The log has room when what lies in it has gone into the database.
                 self._connected().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
                 self._commit(batch, [])
@@ -201,9 +195,9 @@ class SQLiteTable:
         made = self._write_bodies(keeps)
         keeps = [keep for keep in keeps if keep.trouble is None]
         try:
-            with self._translated():
+            with translated(self._folder):
                 connection = self._connected()
-                with self._transaction(connection):
+                with transaction(connection):
                     some_known = insert(connection, keeps, self._bodies)
                     exact, useless = settle(connection, batch)
                     lowest, oldest = limits(connection, self._counts, self._tag, keeps, batch)
@@ -219,7 +213,7 @@ class SQLiteTable:
             useless += [number for number in made if number not in used]
         self._remove(useless)
         if not exact:
-            with self._translated():
+            with translated(self._folder):
                 recount(connection, self._counts, self._tag)
 
     def _write_bodies(self, keeps: list[Keep]) -> list[int]:
@@ -282,7 +276,7 @@ class SQLiteTable:
         taken: list[Held] = []
         damaged: list[DamagedRow] = []
         try:
-            with self._translated():
+            with translated(self._folder):
                 for row in self._line.due(self._connected(), now, busy) if limit > 0 else ():
                     self._hand.add(row[0])
                     held = read(row, self._bodies.path(-row[8]) if row[8] < 0 else "")
@@ -301,7 +295,7 @@ class SQLiteTable:
 
     def next_due(self, busy: frozenset[bytes]) -> Seconds | None:
         """As Table.next_due."""
-        with self._translated():
+        with translated(self._folder):
             return self._line.next(self._connected(), busy)
 
     def body(self, place: int, size: Octets) -> Body:
@@ -315,7 +309,7 @@ class SQLiteTable:
             if found != size:
                 raise SpoolTrouble(f"{path}: {found} octets, there were {size}")
             return FileBody(path, size)
-        with self._translated():
+        with translated(self._folder):
             for (data,) in self._connected().execute("SELECT data FROM body WHERE number = ?", (place,)):
                 if len(data) == size:
                     return MemoryBody(data)
@@ -324,7 +318,7 @@ class SQLiteTable:
     def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
         """As Table.scan."""
         found: list[Entry] = []
-        with self._translated():
+        with translated(self._folder):
             last = end_of_piece(self._connected(), after)
             for held in self._matching(query, after, last):
                 entry = held[0]
@@ -337,13 +331,13 @@ class SQLiteTable:
 
     def hasten(self, query: Query, now: Seconds, after: int) -> tuple[int, int | None]:
         """As Table.hasten; what is in hand is left alone."""
-        with self._translated():
+        with translated(self._folder):
             connection = self._connected()
             last = end_of_piece(connection, after)
             found = [held[0] for held in self._matching(query, after, last) if held[0].number not in self._hand]
             late = [(now, entry.number) for entry in found if entry.due is not None and entry.due > now]
             if late:
-                with self._transaction(connection):
+                with transaction(connection):
                     connection.executemany("UPDATE message SET due = ? WHERE number = ?", late)
                 self._line.rewind()
         return len(late), last
@@ -363,9 +357,9 @@ class SQLiteTable:
             self._hand.add(row.number)  # whatever happens, it is not tried again
             self._alarms.append(f"{self._folder}: message {row.number} is DAMAGED and put aside: {row.why}")
             try:
-                with self._translated():
+                with translated(self._folder):
                     connection = self._connected()
-                    with self._transaction(connection):
+                    with transaction(connection):
                         connection.execute(PUT_ASIDE, (row.why, row.number))
                         connection.execute(DELETE, (row.number,))
                     recount(connection, self._counts, self._tag)
@@ -382,30 +376,3 @@ class SQLiteTable:
         # Some file systems count no inodes.
         inodes = status.f_files == 0 or status.f_favail >= self._inodes
         return inodes and status.f_bavail * status.f_frsize >= self._reserve
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Errors of SQLite become ours, but for the full disk, which commit answers itself."""
-        try:
-            yield
-        except apsw.FullError:
-            raise
-        except IO_ERRORS as error:
-            raise Broken(f"{self._folder}: {error}") from error
-        except apsw.Error as error:
-            raise SpoolTrouble(f"{self._folder}: {error}") from error
-
-    @staticmethod
-    @contextmanager
-    def _transaction(connection: apsw.Connection) -> Iterator[None]:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                try:
-                    connection.execute("ROLLBACK")
-                except apsw.Error:
-                    pass  # the first error tells what is wrong; an open transaction ends with its connection
-            raise

@@ -155,7 +155,8 @@ class Store:
             keep.only(known)
             if not keep.entries:
                 return succeed(())
-        keep.deferred = deferred = Deferred()
+        deferred: Deferred[Sequence[Entry]] = Deferred()
+        keep.deferred = deferred
         gathering.keep(keep)
         return deferred
 

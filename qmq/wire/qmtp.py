@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qmq.mail import Address, Octets, Replies, Reply, address, value
+from qmq.mail import NULL_SENDER, Address, Octets, Replies, Reply, address, value
 from qmq.wire.netstring import ProtocolError, read_items, read_length
 from qmq.wire.qmtp_forms import EXTENSION_OCTETS, Extension, pack_reply, parse_extension
 
@@ -100,7 +100,7 @@ class QMTPServerWire:
         self._data = b""  # parsed up to _at; _pieces follow
         self._at = 0
         self._pieces: list[bytes] = []
-        self._wanted: Octets = 0  # below so many held octets there is no use in looking
+        self._wanted: Octets = 1  # below so many held octets there is no use in looking
         self._slot = 0
         self._oldest = 0
         self._extended: dict[int, bool] = {}
@@ -239,38 +239,48 @@ class QMTPServerWire:
             return None
         if data[at] != _COMMA:
             raise ProtocolError("no comma")
-        ends = []
-        for _ in range(2):  # the sender, then the list of recipients
-            found = read_length(data, at + 1)
-            if found is None:
-                return None
-            octets, start = found
-            if octets > self._list_octets:
-                raise ProtocolError("an envelope beyond all bounds")
-            at = start + octets
-            if at >= len(data):
-                self._wait(at + 1)
-                return None
-            if data[at] != _COMMA:
-                raise ProtocolError("no comma")
-            ends.append((start, at))
-        (start, end), (first, last) = ends
-        sender = self._address(data[start:end]) if start < end else Address(b"", b"")
+        found = self._item(at + 1)
+        if found is None:
+            return None
+        raw_sender, at = found
+        found = self._item(at)
+        if found is None:
+            return None
+        raw_list, at = found
+        sender = self._address(raw_sender) if raw_sender else NULL_SENDER
         if sender is None:
-            sender = Address(b"", b"")
+            sender = NULL_SENDER
             self._fault = self._fault or BAD_SENDER
-        recipients = tuple(
-            (self._address(raw) or BAD_RECIPIENT) if i < self._recipients else TOO_MANY
-            for i, raw in enumerate(read_items(data[first:last]))
-        )
-        self._advance(last + 1)
+        items = read_items(raw_list)
+        known = self._recipients
+        recipients: list[Address | Reply] = [self._address(raw) or BAD_RECIPIENT for raw in items[:known]]
+        if len(items) > known:
+            recipients += [TOO_MANY] * (len(items) - known)
+        self._advance(at)
         slot = self._slot
         self._slot += 1
         self.outstanding += 1
         extension, self._extension = self._extension, None
         self._extended[slot] = extension is not None
         self._state = self._start
-        return Mail(slot, extension, sender, recipients, self._fault, self._eight_bit)
+        return Mail(slot, extension, sender, tuple(recipients), self._fault, self._eight_bit)
+
+    def _item(self, at: int) -> tuple[bytes, int] | None:
+        """The netstring that begins at *at*, and where the next one does."""
+        data = self._data
+        found = read_length(data, at)
+        if found is None:
+            return None
+        octets, start = found
+        if octets > self._list_octets:
+            raise ProtocolError("an envelope beyond all bounds")
+        end = start + octets
+        if end >= len(data):
+            self._wait(end + 1)
+            return None
+        if data[end] != _COMMA:
+            raise ProtocolError("no comma")
+        return data[start:end], end + 1
 
     def _address(self, raw: bytes) -> Address | None:
         """The address, or None if it cannot travel on: see _CONTROLS, and RFC 6531 3.3 for UTF-8."""
@@ -284,7 +294,7 @@ class QMTPServerWire:
     def _advance(self, at: int) -> None:
         self.held -= at - self._at
         self._at = at
-        self._wanted = 0
+        self._wanted = 1
 
     def _wait(self, end: int) -> None:
         """There is no use in looking again before the octets up to *end* are there."""

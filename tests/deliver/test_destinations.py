@@ -19,6 +19,9 @@ BUSY = Reply(421, "4.3.2", "too many connections", "mx.example.org (192.0.2.1)")
 NO_MAIL = Reply(556, "5.1.10", "takes no mail")
 
 
+STEPS = ("add", "ok", "later", "never", "cut", "idle", "hang", "let", "away", "die", "live", "tick", "stop")
+
+
 class House:
     """Destinations with a dialler whose hosts the test plays."""
 
@@ -142,7 +145,7 @@ class DeliveryTests(SynchronousTestCase):
     def test_unexpected_failure(self) -> None:
         """A dialler that breaks costs a deferral and a line in the log."""
         house = House()
-        house.dialler.dial = lambda site, work: 1 / 0  # type: ignore[method-assign]
+        house.dialler.dial = lambda *_: 1 / 0  # type: ignore[method-assign]
 
         house.add(b"a")
 
@@ -521,7 +524,7 @@ class StopTests(SynchronousTestCase):
 class AnythingTests(SynchronousTestCase):
     @settings(max_examples=60, deadline=None)
     @given(
-        st.lists(st.tuples(st.sampled_from("add ok later never cut idle hang let away die live tick stop".split()),
+        st.lists(st.tuples(st.sampled_from(STEPS),
                            st.integers(0, 5)), max_size=150),
         st.integers(1, 6), st.integers(1, 30),
     )  # fmt: skip

@@ -1,8 +1,10 @@
 import os
+import shutil
+import tempfile
 
+from twisted.internet import error
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.protocol import ClientFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -46,6 +48,12 @@ def codes(replies: Replies) -> list[tuple[int, str, str]]:
     return [(reply.code, reply.status, reply.mta) for reply in replies]
 
 
+def folder(test: SynchronousTestCase) -> str:
+    path = tempfile.mkdtemp()
+    test.addCleanup(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
 class Transport(StringTransport):
     """Asks a pull producer for all it has, as one whose peer takes everything."""
 
@@ -80,7 +88,7 @@ class Calls:
         return line, transport
 
     def refuse(self, number: int = -1) -> None:
-        self.factories[number].clientConnectionFailed(self, Failure(ConnectionRefusedError()))
+        self.factories[number].clientConnectionFailed(self, Failure(error.ConnectionRefusedError()))
 
 
 class QMTPClientTests(SynchronousTestCase):
@@ -214,7 +222,7 @@ class QMTPClientTests(SynchronousTestCase):
         self.assertEqual(len(self.calls.factories), 1)
 
     def test_cut(self) -> None:
-        """After a cut what was answered counts, the rest is in doubt; those that still waited go by a new connection."""
+        """After a cut what was answered counts, the rest is in doubt; those that waited go by a new one."""
         client = self.client(window=2, connections=1)
         line_answered = client.send(message(1))
         half, none, waits = client.send(message(2, A, B)), client.send(message(3)), client.send(message(4))
@@ -280,7 +288,7 @@ class QMTPClientTests(SynchronousTestCase):
         self.assertEqual(codes(self.successResultOf(sent[1])), [(250, "2.0.0", "alpha")])
 
     def large(self, octets: int) -> FileBody:
-        path = self.mktemp()
+        path = os.path.join(folder(self), "body")
         with open(path, "wb") as file:
             file.write(b"x" * octets)
         return FileBody(path, octets)
@@ -389,16 +397,17 @@ class BackToBackTests(SynchronousTestCase):
         return deferred
 
     def client(self) -> QMTPClient:
-        folder = self.mktemp()
-        os.makedirs(folder)
+        drafts = folder(self)
         factory = QMTPFactory(
-            clock=self.clock, wall=lambda: 0.0, drafts=Drafts(folder, inline=5000), hop=self,
-            next_token=lambda: Token(b"x", 1), accept=lambda _, trusted: None if trusted else NO, me=b"alpha", extension=True,
+            clock=self.clock, wall=lambda: 0.0, drafts=Drafts(drafts, inline=5000), hop=self,
+            next_token=lambda: Token(b"x", 1), accept=lambda _, trusted: None if trusted else NO, me=b"alpha",
+            extension=True,
         )  # fmt: skip
 
         def connect(calling: ClientFactory) -> None:
             line, server = calling.buildProtocol(UNIXAddress("x")), factory.buildProtocol(UNIXAddress("x"))
-            assert isinstance(line, Line) and server is not None
+            assert isinstance(line, Line)
+            assert server is not None
             ends = line, server, Transport(), StringTransport()
             self.ends.append(ends)
             server.makeConnection(ends[3])
@@ -427,7 +436,7 @@ class BackToBackTests(SynchronousTestCase):
     def test_many(self) -> None:
         """Many messages, small and large, each once and whole at the other side, each recipient with its answer."""
         client = self.client()
-        path = self.mktemp()
+        path = os.path.join(folder(self), "body")
         with open(path, "wb") as file:
             file.write(b"large\r\n" * 2000)
         messages = [
@@ -445,7 +454,7 @@ class BackToBackTests(SynchronousTestCase):
             )
 
     def test_cut_at_every_octet(self) -> None:
-        """Cut at any octet of the package: nothing is kept and all is in doubt; of the answer: kept, the rest in doubt."""
+        """Cut at any octet of the package: all is in doubt and nothing kept; of the answer: kept, some in doubt."""
         client = self.client()
         client.send(message(1, A, B))
         line, server, there, back = self.ends.pop()
@@ -527,7 +536,7 @@ class SiteTests(SynchronousTestCase):
         """A site that cannot be called is a failure with a 451."""
         ready = self.dial(Work())
         self.reactor.tcpClients[0][2].clientConnectionFailed(
-            self.reactor.connectors[0], Failure(ConnectionRefusedError())
+            self.reactor.connectors[0], Failure(error.ConnectionRefusedError())
         )
         self.assertEqual(self.failureResultOf(ready, DeliveryFailure).value.reply.status, "4.4.1")
 
@@ -566,7 +575,7 @@ class SiteTests(SynchronousTestCase):
 
     def test_silent(self) -> None:
         """A site that gives no answer in time is hung up on; an answer or a piece of a large body gives it more."""
-        path = self.mktemp()
+        path = os.path.join(folder(self), "body")
         with open(path, "wb") as file:
             file.write(b"x" * 200000)
         connection, work, line, transport = self.connected(message(2), message(3))

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.mail import Entry, Reply
 from qmq.queue.schedule import Quadratic
-from qmq.queue.settle import settle, span
+from qmq.queue.settle import Settled, settle, span
 from tests.queue.fakes import LATER, NEVER, OK, message
 
 BORN, WEEK = 1_000_000.0, 604800.0
@@ -17,7 +17,7 @@ def entry(*recipients: str) -> Entry:
     return Entry(1, message(*recipients), b"example.org", BORN)
 
 
-def attempt(e: Entry, *replies: Reply, after: float = 0, took: float = 0, lifetime: float = WEEK):  # noqa: ANN201
+def attempt(e: Entry, *replies: Reply, after: float = 0, took: float = 0, lifetime: float = WEEK) -> Settled:
     """Settle it after an attempt that started so long after birth."""
     return settle(e, replies, BORN + after, BORN + after + took, Quadratic(), lifetime)
 

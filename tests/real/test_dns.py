@@ -12,6 +12,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 import pytest_twisted
+from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol, Factory
 from twisted.protocols.basic import Int16StringReceiver
 
@@ -101,10 +102,18 @@ class Server:
 
     def __init__(self, reactor: Any) -> None:
         self.datagrams = Datagrams()
-        self.listeners = [reactor.listenUDP(0, self.datagrams, interface="127.0.0.1")]
+        self.listeners = list(self._listen(reactor))
         port = self.listeners[0].getHost().port
-        self.listeners.append(reactor.listenTCP(port, Factory.forProtocol(Streams), interface="127.0.0.1"))
         self.resolver = Resolver(reactor, servers=[("127.0.0.1", port)], hosts="/nonexistent", timeout=0.3)
+
+    def _listen(self, reactor: Any) -> tuple[Any, Any]:
+        """UDP and TCP on the same port, which others may have taken for one of them."""
+        while True:
+            streams = reactor.listenTCP(0, Factory.forProtocol(Streams), interface="127.0.0.1")
+            try:
+                return reactor.listenUDP(streams.getHost().port, self.datagrams, interface="127.0.0.1"), streams
+            except CannotListenError:
+                streams.stopListening()
 
     async def stop(self) -> None:
         """Close both sides; again does nothing."""

@@ -1,5 +1,6 @@
 import os
-import re
+import shutil
+import tempfile
 from ipaddress import ip_network
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -27,6 +28,12 @@ def package(
     text: bytes = b"\r" + HEADER, sender: bytes = b"me@x.y", recipients: tuple[bytes, ...] = (b"a@b.c",)
 ) -> bytes:
     return pack(text) + pack(sender) + pack(b"".join(map(pack, recipients)))
+
+
+def folder(test: SynchronousTestCase) -> str:
+    path = tempfile.mkdtemp()
+    test.addCleanup(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 class Hop:
@@ -62,13 +69,13 @@ class QMTPServerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.hop = Hop()
-        self.folder = self.mktemp()
-        os.makedirs(self.folder)
+        self.folder = folder(self)
         self.seq = 0
 
     def factory(self, **options: object) -> QMTPFactory:
         arguments: dict[str, object] = {
-            "clock": self.clock, "wall": lambda: 1700000000.0, "drafts": Drafts(self.folder, inline=4000), "hop": self.hop,
+            "clock": self.clock, "wall": lambda: 1700000000.0, "drafts": Drafts(self.folder, inline=4000),
+            "hop": self.hop,
             "next_token": self.next_token, "accept": self.accept, "me": b"alpha.example",
             "peers": (ip_network("192.0.2.0/24"),), "extension": True,
         }  # fmt: skip
@@ -100,8 +107,11 @@ class QMTPServerTests(SynchronousTestCase):
             Token(b"alpha", 1), Address(b"me", b"x.y"), (Address(b"a", b"b.c"),), Origin(b"QMTP", b"192.0.2.7", 999),
         ))  # fmt: skip
         self.assertEqual(self.hop.texts, [HEADER + b"hi\r\n"])
-        field = rb"Received: from unknown \(\[192\.0\.2\.7\]\)\r\n\tby alpha\.example with QMTP id alpha-1;\r\n\tTue, 14 Nov 2023 22:13:20 \+0000\r\n"
-        self.assertRegex(message.fields, re.compile(rb"\A" + field + rb"\Z"))
+        field = (
+            b"Received: from unknown ([192.0.2.7])\r\n\tby alpha.example with QMTP id alpha-1;\r\n"
+            b"\tTue, 14 Nov 2023 22:13:20 +0000\r\n"
+        )
+        self.assertEqual(message.fields, field)
         self.assertEqual(self.hop.lows, [None])
         self.assertEqual(transport.value(), K)
 
@@ -116,9 +126,10 @@ class QMTPServerTests(SynchronousTestCase):
         )
 
     def test_from_a_peer(self) -> None:
-        """A peer's hand-over keeps its token, origin and parameters, and says what is in doubt; its answers are in full."""
+        """A peer's hand-over keeps its token, origin and parameters, and says what is in doubt; answers are in full."""
         envelope = Envelope(
-            Token(b"mx1", 77), Address(b"", b""), (Address(b"a", b"other.example"),), Origin(b"ESMTPS", b"203.0.113.1", 5, b"h", b"u", made_here=True),
+            Token(b"mx1", 77), Address(b"", b""), (Address(b"a", b"other.example"),),
+            Origin(b"ESMTPS", b"203.0.113.1", 5, b"h", b"u", made_here=True),
             b"BINARYMIME", smtputf8=True,
         )  # fmt: skip
         server, transport = self.session(peer=UNIXAddress("x"))
@@ -144,7 +155,8 @@ class QMTPServerTests(SynchronousTestCase):
         """Only the peers named may connect by TCP, IPv4 in IPv6's clothes too; a unix socket asks nobody."""
         factory = self.factory(peers=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")))
         for host, let_in in (
-            ("192.0.2.1", True), ("192.0.3.1", False), ("2001:db8::1", True), ("2001:db9::1", False), ("::ffff:192.0.2.1", True), ("fe80::1%eth0", False),
+            ("192.0.2.1", True), ("192.0.3.1", False), ("2001:db8::1", True), ("2001:db9::1", False),
+            ("::ffff:192.0.2.1", True), ("fe80::1%eth0", False),
         ):  # fmt: skip
             kind = IPv6Address if ":" in host else IPv4Address
             self.assertEqual(factory.buildProtocol(kind("TCP", host, 1)) is not None, let_in, host)
@@ -219,7 +231,7 @@ class QMTPServerTests(SynchronousTestCase):
 
     def test_next_hop_fails(self) -> None:
         """If the next hop breaks its promise and raises, the answer is Z, and the failure is in the log."""
-        self.hop.keep = lambda message: fail(RuntimeError())  # type: ignore[method-assign]
+        self.hop.keep = lambda _: fail(RuntimeError())  # type: ignore[method-assign]
         server, transport = self.session()
         server.dataReceived(package())
 
@@ -227,7 +239,7 @@ class QMTPServerTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_window(self) -> None:
-        """Packages are taken without waiting for answers, up to the window; then reading stops until one is answered."""
+        """Packages are taken without waiting for answers, up to the window; then reading stops."""
         self.hop.answer = None
         server, transport = self.session(window=3)
         server.dataReceived(package() * 5)
@@ -253,7 +265,7 @@ class QMTPServerTests(SynchronousTestCase):
     def test_answers_of_a_batch_leave_together(self) -> None:
         """Answers leave in order, and those that one commit gives leave in one write."""
         self.hop.answer = None
-        server, transport = self.session()
+        server, _ = self.session()
         writes: list[bytes] = []
         server._write = writes.append
         server.dataReceived(package() * 4)
@@ -277,7 +289,7 @@ class QMTPServerTests(SynchronousTestCase):
     def test_cut_in_a_package(self) -> None:
         """A connection cut in a package, at any octet, takes it with it: nothing goes on, no draft stays."""
         data = package(b"\r" + b"x\r\n" * 2000)
-        for place in (*range(0, 30), 5000, *range(len(data) - 30, len(data))):
+        for place in (*range(30), 5000, *range(len(data) - 30, len(data))):
             server, transport = self.session()
             server.dataReceived(data[:place])
             server.connectionLost()

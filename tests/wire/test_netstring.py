@@ -6,7 +6,8 @@ from qmq.wire.netstring import ProtocolError, pack, read_items, read_length
 
 BAD_LENGTHS = (
     b":", b"x", b"+3:", b"-3:", b" 3:", b"3 :", b"1_0:", b"0x3:", b"03:", b"00:", b"0000000000000", b"\xd9\xa1:",
-    b"\xb2:", b"1e3:", b"1.0:", b"1\n:", b"9999999999999:", b"9" * 100, b"0" * 100, b"%d:" % (2**64 + 5), b"GET / HTTP/1.1",
+    b"\xb2:", b"1e3:", b"1.0:", b"1\n:", b"9999999999999:", b"9" * 100, b"0" * 100, b"%d:" % (2**64 + 5),
+    b"GET / HTTP/1.1",
 )  # fmt: skip
 
 

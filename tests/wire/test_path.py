@@ -174,4 +174,4 @@ class PathTests(SynchronousTestCase):
         """The longest hostile path takes no time to speak of."""
         for unit in (b"a.", b"a", b"@a,", b'"', b"\\a", b"<", b"a@", b"\xc3\xbc", b"\xc3\xbc."):
             for start in (b"<", b"<@a:", b'<"', b"<a@"):
-                self.assertTrue(refusal(start + unit * 100000), unit)
+                self.assertTrue(refusal(start + unit * 20000), unit)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 
@@ -28,13 +29,14 @@ NO = Reply(550, "5.1.1", "no such mailbox")
 UNKNOWN = Reply(451, "4.4.2", "lost")
 A = Address(b"a", b"b.c")
 D = Address(b"d", b"e.f")
+ME = Address(b"me", b"x.y")
 ORIGIN = Origin(b"ESMTPS", b"192.0.2.9", 4321, b"mail.example.net", b"alice", made_here=False)
 
 
 def message(
     body: bytes = b"hi\r\n",
     recipients: Sequence[Address] = (A,),
-    sender: Address = Address(b"me", b"x.y"),
+    sender: Address = ME,
     body_type: bytes = b"8BITMIME",
     smtputf8: bool = False,
 ) -> Message:
@@ -131,9 +133,12 @@ class ServerTests(SynchronousTestCase):
         """What is not QMTP ends the connection without a word, cut however."""
         bad = (
             b"0:,", b"4:\thi\n,", b"4:hi\n\n,", b"GET / HTTP/1.1\r\n", b"EHLO x\r\n", b"\x16\x03\x01\x02\x00",
-            b"4:\nhi\nX", b"3:\nhi\n,", b"5:\nhi\n,0:,8:5:a@b.c,,", b"4:\nhi\n,0:X", b"4:\nhi\n,0:,8:5:a@b.c,X", b"4:\nhi\n,0:,7:5:a@b.c,,",
-            b"4:\nhi\n,0:,9:5:a@b.c,,", b"4:\nhi\n,0:,8:6:a@b.c,,4", b"4:\nhi\n,0:,8:4:a@b.c,,", b"4:\nhi\n,0:,8:-:a@b.c,,",
-            b"4:\nhi\n,00:,", b"4:\nhi\n,+0:,", b"4:\nhi\n,0:,1_0:", b"04:\nhi\n,", b"4 :\nhi\n,", b"99999999999:\n", b"4:\nhi\n,9999999:", b"4:\nhi\n,0:,9999999:",
+            b"4:\nhi\nX", b"3:\nhi\n,", b"5:\nhi\n,0:,8:5:a@b.c,,", b"4:\nhi\n,0:X", b"4:\nhi\n,0:,8:5:a@b.c,X",
+            b"4:\nhi\n,0:,7:5:a@b.c,,",
+            b"4:\nhi\n,0:,9:5:a@b.c,,", b"4:\nhi\n,0:,8:6:a@b.c,,4", b"4:\nhi\n,0:,8:4:a@b.c,,",
+            b"4:\nhi\n,0:,8:-:a@b.c,,",
+            b"4:\nhi\n,00:,", b"4:\nhi\n,+0:,", b"4:\nhi\n,0:,1_0:", b"04:\nhi\n,", b"4 :\nhi\n,", b"99999999999:\n",
+            b"4:\nhi\n,9999999:", b"4:\nhi\n,0:,9999999:",
         )  # fmt: skip
         for data in bad:
             # What follows would be a whole package, if it were read as one.
@@ -163,7 +168,8 @@ class ServerTests(SynchronousTestCase):
         """LF lines become CRLF lines, and a last line without end stays one; SMTP dialogue in a text is text."""
         smtp = b"a\r\n.\r\nMAIL FROM:<x@y>\r\n"
         for text, read_as in (
-            (b"\na\nb", b"a\r\nb"), (b"\n\n\n", b"\r\n\r\n"), (b"\na\r\nb\n", b"a\r\nb\r\n"), (b"\n", b""), (b"\r", b""),
+            (b"\na\nb", b"a\r\nb"), (b"\n\n\n", b"\r\n\r\n"), (b"\na\r\nb\n", b"a\r\nb\r\n"), (b"\n", b""),
+            (b"\r", b""),
             (b"\ra", b"a"), (b"\r" + smtp, smtp), (b"\n" + smtp.replace(b"\r", b""), smtp),
         ):  # fmt: skip
             for size in (1, 2, 1 << 30):
@@ -211,7 +217,8 @@ class ServerTests(SynchronousTestCase):
     def test_bad_addresses(self) -> None:
         """An address that could not be said safely by SMTP is refused: a sender for all, a recipient alone."""
         bad = (
-            b"a\0@b.c", b"a\r\n@b.c", b"a\n@b.c", b"a@b.c\r", b"a\x7f@b.c", b"a\t@b.c", b"a@b.c> SIZE=1", b"a@b c", b"a@<b", b"@b.c", b"a@b\xff.c",
+            b"a\0@b.c", b"a\r\n@b.c", b"a\n@b.c", b"a@b.c\r", b"a\x7f@b.c", b"a\t@b.c", b"a@b.c> SIZE=1", b"a@b c",
+            b"a@<b", b"@b.c", b"a@b\xff.c",
             b"x" * 996 + b"@b.cd",
         )  # fmt: skip
         for raw in bad:
@@ -315,10 +322,14 @@ class ExtensionTests(SynchronousTestCase):
         inside = extension[extension.index(b":") + 1 : -1]
         binary = pack_extension(message(body_type=b"BINARYMIME").envelope, 0)
         for bad in (
-            extension * 2, extension[:-1] + b"X", pack(b"\x01"), pack(inside + b"\0"), pack(inside.replace(b"\x011", b"\x012")),
-            pack(inside.replace(b"\x002a\0", b"\x00+2a\0")), pack(inside.replace(b"\x002a\0", b"\x000x2\0")), pack(inside.replace(b"\x002a\0", b"\x00\0")),
-            pack(inside.replace(b"\x002a\0", b"\x002_a\0")), pack(inside.replace(b"\x002a\0", b"\0" + b"f" * 16 + b"\0")),
-            pack(inside.replace(b"p1", b"")), pack(inside.replace(b"8BITMIME", b"9BIT")), pack(inside.replace(b"4321", b"-1")),
+            extension * 2, extension[:-1] + b"X", pack(b"\x01"), pack(inside + b"\0"),
+            pack(inside.replace(b"\x011", b"\x012")),
+            pack(inside.replace(b"\x002a\0", b"\x00+2a\0")), pack(inside.replace(b"\x002a\0", b"\x000x2\0")),
+            pack(inside.replace(b"\x002a\0", b"\x00\0")),
+            pack(inside.replace(b"\x002a\0", b"\x002_a\0")),
+            pack(inside.replace(b"\x002a\0", b"\0" + b"f" * 16 + b"\0")),
+            pack(inside.replace(b"p1", b"")), pack(inside.replace(b"8BITMIME", b"9BIT")),
+            pack(inside.replace(b"4321", b"-1")),
             pack(inside + b"1"), b"99999:\x01", binary + package(b"\n"),
         ):  # fmt: skip
             for size in (1, 1 << 30):
@@ -427,7 +438,7 @@ class ClientTests(SynchronousTestCase):
             self.assertEqual([len(replies) for replies in found], [2, 1])
 
     def test_broken_answers(self) -> None:
-        """An answer that is no netstring, is endless, or was not asked for, breaks the connection; those before count."""
+        """An answer that is no netstring, is endless, or was not asked for, breaks the connection; earlier count."""
         good = pack_reply(OK, extended=True)
         for bad in (b"x", b"+1:K,", b"01:K,", b"1:KX", b"4097:K", b"9" * 50, good * 2):
             wire = self.client(1, 1)
@@ -444,8 +455,9 @@ class ClientTests(SynchronousTestCase):
             self.assertTrue(reply.permanent)
 
     def file(self, octets: bytes) -> str:
-        path = os.path.join(tempfile.mkdtemp(), "body")
-        self.addCleanup(lambda: os.path.exists(path) and os.unlink(path))
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        path = os.path.join(folder, "body")
         with open(path, "wb") as file:
             file.write(octets)
         return path
@@ -476,9 +488,9 @@ class ClientTests(SynchronousTestCase):
         with self.assertRaises(ValueError):
             wire.next_chunk()
 
-    locals = st.binary(min_size=1, max_size=20).map(lambda octets: bytes(32 + octet % 95 for octet in octets))
+    local_parts = st.binary(min_size=1, max_size=20).map(lambda octets: bytes(32 + octet % 95 for octet in octets))
     domains = st.from_regex(rb"[a-z0-9]{1,8}(\.[a-z]{2,5}){1,2}", fullmatch=True)
-    addresses = st.builds(Address, locals, domains)
+    addresses = st.builds(Address, local_parts, domains)
 
     @given(
         st.lists(st.binary(max_size=40), max_size=8),

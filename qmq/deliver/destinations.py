@@ -91,15 +91,11 @@ class Destinations:
 
     def reconfigure(self, concurrency: int, slots_max: int = 20) -> None:
         """More at once, or fewer: what is too much is closed when it has nothing outstanding."""
+        self.concurrency = concurrency
         self.shares.configure(concurrency, slots_max)
         self.slots_max = most = self.shares.most
         for site in self._sites.values():
             site.slots = min(site.slots, most)
-
-    @property
-    def concurrency(self) -> int:
-        """Connections at once; 0: deliver nothing."""
-        return self.shares.concurrency
 
     @property
     def connections(self) -> int:
@@ -197,6 +193,14 @@ class Destinations:
             self._dial(site)
         if site.ready and not site.held:
             self.shares.wait(site)
+
+    def again(self, site: Site, message: Message) -> None:
+        """The kept connection was no more: over another, before all else."""
+        site.ready.appendleft(message)
+        if self._stopped is None:
+            self.want(site)
+        else:
+            self._answer_all(site, UNTRIED)
 
     def well(self, site: Site) -> None:
         """The host has answered: forget what was held against the site."""

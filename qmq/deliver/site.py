@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from zope.interface import implementer
 
+from qmq.deliver.manner import STALE
 from qmq.interfaces import IWork
 from qmq.mail import Message, Reply, Seconds, value
 
@@ -49,6 +50,9 @@ class House(Protocol):
 
     def want(self, site: Site) -> None:
         """Open connections for what is ready, as far as the site may have more."""
+
+    def again(self, site: Site, message: Message) -> None:
+        """The message was not said to anyone yet: over another connection."""
 
     def well(self, site: Site) -> None:
         """The host has answered: whatever was held against the site is forgotten."""
@@ -122,9 +126,12 @@ class Site:
     def finished(self, message: Message, replies: Sequence[Reply]) -> None:
         """Learn from the answer, then pass it on."""
         house = self.house
+        reply = replies[0]
+        if reply is STALE:
+            house.again(self, message)  # not twice: a new connection is never stale
+            return
         house.count -= 1
         done = self.dones.pop(id(message))
-        reply = replies[0]
         if reply.code < 300:
             self.progress = house.now()
             if not self.is_well:

@@ -77,6 +77,7 @@ class InstanceService(MultiService):
         self._name = instance.name
         self._sockets = sockets
         self._ports: list[Any] = []
+        self._factories: list[QMTPFactory | SMTPFactory] = []
         self.spool = spool(house, instance.spool)
         self._drafts = Drafts(os.path.join(instance.spool, "drafts"), house.conf.primary.inline)
         self.queue = self._make_queue(instance)
@@ -92,7 +93,9 @@ class InstanceService(MultiService):
         """Take nothing more, then let the queue finish."""
         closed = gatherResults([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports = []
-        return closed.addBoth(lambda _: MultiService.stopService(self))
+        ending: list[Deferred[Any]] = [closed, *(maybeDeferred(_end, factory) for factory in self._factories)]
+        ended: Deferred[Any] = gatherResults(ending, consumeErrors=True)
+        return ended.addBoth(lambda _: MultiService.stopService(self))
 
     def reconfigure(self, instance: Instance) -> None:
         """Take over what may change while it runs."""
@@ -130,6 +133,7 @@ class InstanceService(MultiService):
             if word in self._sockets:
                 smtp = instance.handover.protocol == "smtp"
                 factory = self._smtp(instance) if smtp else self._qmtp(instance, extension=extension)
+                self._factories.append(factory)
                 self._ports.append(self._sockets.adopt(self._house.reactor, word, factory))
 
     def _qmtp(self, instance: Instance, *, extension: bool) -> QMTPFactory:
@@ -157,6 +161,14 @@ class InstanceService(MultiService):
         if owner is not None and owner[0].name == self._name and owner[1]:
             return None
         return _NOT_OURS
+
+
+def _end(factory: QMTPFactory | SMTPFactory) -> Deferred[None] | None:
+    """End its sessions, those that await an answer when they have it."""
+    if isinstance(factory, QMTPFactory):
+        return factory.stop()
+    factory.hang_up()
+    return None
 
 
 def site_of(conf: Conf, instance: Instance, recipient: Address) -> bytes:
@@ -193,7 +205,7 @@ def _dialler(house: House, instance: Instance) -> Dialler:
     def qmtp(candidate: Candidate, work: Any) -> Deferred[Any]:
         return dial_qmtp(
             reactor, candidate.address, candidate.port, work, timeout_connect=instance.timeoutconnect,
-            timeout_remote=_at_least(seconds), bind=(instance.bind, 0) if instance.bind else None,
+            timeout_remote=_at_least(seconds), host=candidate.host, bind=(instance.bind, 0) if instance.bind else None,
         )  # fmt: skip
 
     return Dialler(

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from qmq.deliver.destinations import UNTRIED, Destinations
+from qmq.deliver.manner import STALE
 from qmq.deliver.site import Site
 from qmq.interfaces import IConnection, IDialler, IWork
 from qmq.mail import Message, Reply
@@ -128,6 +129,38 @@ class DeliveryTests(SynchronousTestCase):
         house.work()
 
         self.assertEqual(house.said(), {(b"a", CUT): 1, (b"a", OK): 2})
+
+    def test_stale(self) -> None:
+        """A message whose kept connection turns out to be closed goes at once over a new one: no attempt is lost."""
+        house = House()
+        house.add(b"a")
+        house.work()
+        house.add(b"a", 3)
+        stale = house.dialler.connections[0]
+
+        one, stale.at_work, stale.state = stale.at_work, None, "gone"
+        assert one is not None
+        stale.work.finished(one, [STALE])
+        stale.work.lost(stale, None)
+        house.work()
+
+        self.assertEqual(house.said(), {(b"a", OK): 4})
+        self.assertFalse(house.place(b"a").down)
+
+    def test_stale_while_stopping(self) -> None:
+        """Such a message is given back untried if no new connection is opened any more."""
+        house = House()
+        house.add(b"a")
+        stopped = house.destinations.stop(10)
+        stale = house.dialler.connections[0]
+        one, stale.at_work = stale.at_work, None
+        assert one is not None
+
+        stale.work.finished(one, [STALE])
+        stale.lose(None)
+
+        self.successResultOf(stopped)
+        self.assertEqual(house.said(), {(b"a", UNTRIED): 1})
 
     def test_no_mail_domain(self) -> None:
         """Where the DNS says that a domain takes no mail, all that waits for it fails, and no other."""

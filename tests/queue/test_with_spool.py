@@ -6,6 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.deliver.destinations import Destinations
+from qmq.mail import Reply
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import Quadratic
 from qmq.spool.memory import Memory, MemorySpool
@@ -17,9 +18,10 @@ WEEK = 604800.0
 class House:
     """A queue, its store, and hosts that the test plays."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, now: float) -> None:
         self.clock = Clock()
-        self.clock.advance(1_700_000_000)
+        self.clock.advance(now)
+        self.replies: list[Reply] = []
         self.dialler = FakeDialler()
         self.bouncer = FakeBouncer()
         self.log = FakeLog()
@@ -37,35 +39,33 @@ class House:
         for _ in range(max(5, int(seconds / step))):
             self.clock.advance(step)
 
-    def answer(self, *replies: object) -> None:
+    def answer(self, *replies: Reply) -> None:
         """Hosts answer until nothing is on any connection."""
         self.turn()
         while self.dialler.busy():
             for connection in self.dialler.busy():
-                connection.answer(*replies)  # type: ignore[arg-type]
+                connection.answer(*replies)
             self.turn()
 
     def send(self, number: int, *recipients: str) -> None:
         """So many new messages."""
         for _ in range(number):
             sent = self.queue.send(message(*recipients, seq=self.spool.next_token().seq))
-            sent.addCallback(lambda replies: self.replies.extend(replies))
+            sent.addCallback(self.replies.extend)
         self.turn()
 
-    replies: list = []  # noqa: RUF012 - set anew for each
-    
 
 class StoreTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A store that outlives its processes."""
         self.memory = Memory()
+        self.now = 1_700_000_000.0
         self.house = self.start()
 
     def start(self) -> House:
         """The next process."""
-        house = House(self.memory)
-        house.replies = []
-        return house
+        self.now += 100000
+        return House(self.memory, self.now)
 
     def stop(self) -> None:
         """TERM."""

@@ -9,6 +9,7 @@ away: new connections wait in the kernel. A socket is known by a word such as
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -68,6 +69,7 @@ class Sockets:
     def __init__(self) -> None:
         self._open: dict[str, socket.socket] = {}
         self._paths: list[str] = []
+        self._locks: list[int] = []  # held for the process's life
 
     def inherit(self, environ: Mapping[str, str]) -> None:
         """Take over what the parent opened."""
@@ -80,6 +82,8 @@ class Sockets:
         for listener in listeners:
             if listener.word not in self._open:
                 try:
+                    if listener.path:
+                        self._locks.append(_lock(reachable(listener.path)))
                     self._open[listener.word] = _listen(listener)
                 except OSError as error:
                     raise CannotListen(_remedy(listener, error)) from error
@@ -119,12 +123,31 @@ class _KeptPort(Port):
         tcp.Port.connectionLost(self, reason)
 
 
+def _lock(path: str) -> int:
+    """
+    Who holds the lock beside a unix socket may replace it; raises CannotListen, naming the holder.
+
+    A socket alone does not tell: one that was left by a killed process may
+    still have a worker at its other end that is about to leave.
+    """
+    lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 20).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise CannotListen(f"{path}: another qmq (process {holder}) uses this spool; stop it first") from None
+    os.ftruncate(lock, 0)
+    os.write(lock, b"%d\n" % os.getpid())
+    return lock
+
+
 def _listen(listener: Listener) -> socket.socket:
     if listener.path:
         path = reachable(listener.path)
         ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         if os.path.exists(path):
-            os.unlink(path)  # left by a process that was killed; the store's lock keeps two gateways apart
+            os.unlink(path)  # left by a process that was killed
         old = os.umask(0o177)
         try:
             ours.bind(path)

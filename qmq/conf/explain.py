@@ -34,15 +34,19 @@ def explain(conf: Conf, recipient: Address) -> Iterator[Fact]:
         yield Fact("accepted", f"no: {_text(domain)} is no instance's")
         return
     instance, key = owner
+    accepted = conf.accepts(domain)
+    relay = conf.places.get("qmq.relay")
     yield Fact(
-        "accepted", _accepted(conf, domain, key), conf.places["qmq.relay"].place if "qmq.relay" in conf.places else ""
+        "accepted",
+        "yes, from everybody" if accepted else _relayed(conf, domain),
+        relay.place if relay and not accepted else "",
     )
     pattern = _text(key) or "*"
     yield Fact("instance", f"{instance.id}:{instance.name}, by {pattern}", _place(conf, instance, f" domain {pattern}"))
     yield _setting(conf, instance, "handover", _handover(conf, instance))
     yield _hop(conf, instance, recipient)
     yield from _limits(conf, instance)
-    times = ", ".join(duration_text(round(t)) for t in islice(attempts(instance), 10))
+    times = ", ".join(_rough(t) for t in islice(attempts(instance), 10))
     yield _setting(conf, instance, "retry", f"{instance.retry}: tried after {times}")
     yield _setting(
         conf, instance, "lifetime", f"{duration_text(instance.lifetime)}, then a bounce {_bounce(conf, instance)}"
@@ -80,12 +84,9 @@ def describe(conf: Conf) -> Iterator[Fact]:
         yield Fact(f"{instance.id}:{instance.name}", f"{role}{domains} -> {hop}", _place(conf, instance, ".domains"))
 
 
-def _accepted(conf: Conf, domain: bytes, key: bytes) -> str:
-    if conf.accepts(domain):
-        return "yes, from everybody"
-    if conf.general.relay:
-        return f"from relay clients only: {_text(domain)} is in no list" if not key else "from relay clients only"
-    return "from nobody: it is in no list, and there is no relay client"
+def _relayed(conf: Conf, domain: bytes) -> str:
+    who = "from relay clients only" if conf.general.relay else "from nobody, as there is no relay client"
+    return f"{who}: {_text(domain)} is in no list"
 
 
 def _hop(conf: Conf, instance: Instance, recipient: Address) -> Fact:
@@ -129,6 +130,17 @@ def _setting(conf: Conf, instance: Instance, key: str, value: str) -> Fact:
 def _place(conf: Conf, instance: Instance, what: str) -> str:
     at = conf.places.get(f"{instance.name}{what}")
     return at.place if at else ""
+
+
+def _rough(seconds: Seconds) -> str:
+    """In the two largest units that it needs: 26m40s, 1h46m."""
+    rest = round(seconds)
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if rest >= size:
+            parts.append(f"{rest // size}{unit}")
+            rest %= size
+    return "".join(parts[:2]) or "0s"
 
 
 def _text(raw: bytes) -> str:

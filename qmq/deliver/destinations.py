@@ -40,6 +40,8 @@ _INTERNAL = Reply(451, "4.3.0", "internal trouble while connecting")
 # A host that has answered nothing for so long while mail waits is no longer thought to be working.
 _PATIENCE: Seconds = 10
 
+log = Logger()
+
 
 class Destinations:
     """
@@ -65,7 +67,6 @@ class Destinations:
         back_off: tuple[Seconds, Seconds] = (30, 600),
         remembered: int = 2000,
         jitter: Callable[[], float] = random,
-        log: Logger | None = None,
     ) -> None:
         self._dialler = dialler
         self._clock = clock
@@ -76,7 +77,6 @@ class Destinations:
         self._first_wait, self._longest_wait = back_off
         self._remembered = remembered
         self._jitter = jitter
-        self._log = log or Logger()
         self.count = 0
         self.alive: Callable[[bytes], None] = _ignore  # a dead site is back: its mail may come
         self.room: Callable[[bytes], None] = _ignore  # a full site can take more
@@ -149,8 +149,7 @@ class Destinations:
 
     def sites(self, limit: int = 1000) -> list[SiteStatus]:
         """The sites with mail, connections or trouble, for people."""
-        now = self.now()
-        found = (site.status(now) for site in self._sites.values() if site.dones or site.held or site.down)
+        found = (site.status(self.now()) for site in self._sites.values() if site.dones or site.held or site.down)
         return list(islice(found, limit))
 
     def awaken(self) -> None:
@@ -169,8 +168,7 @@ class Destinations:
 
     def stop(self, seconds: Seconds) -> Deferred[None]:
         """Begin nothing more; fires when all connections are gone, cut after *seconds* if need be."""
-        stopped: Deferred[None] = Deferred()
-        self._stopped = stopped
+        self._stopped = stopped = Deferred[None]()
         self._probes.stop()
         self.shares.halt()
         for dial in list(self._dials):
@@ -275,7 +273,7 @@ class Destinations:
         dial.addErrback(self._fault, site)
 
     def _fault(self, failure: Failure, site: Site) -> None:
-        self._log.failure("beginning to deliver to {site!r} failed", failure, site=site.name)
+        log.failure("beginning to deliver to {site!r} failed", failure, site=site.name)
 
     def _dialled(self, outcome: Any, dial: Deferred[Any], site: Site) -> None:
         self._dials.discard(dial)
@@ -307,7 +305,7 @@ class Destinations:
         if isinstance(trouble, DeliveryFailure):
             reply = trouble.reply
         else:
-            self._log.failure("dialling {site!r} failed", failure, site=site.name)
+            log.failure("dialling {site!r} failed", failure, site=site.name)
             reply = _INTERNAL
         if site.open:
             self._shrink(site)  # what is open will do for a while
@@ -351,7 +349,7 @@ class Destinations:
             wait = min(self._longest_wait, self._first_wait * 2 ** min(site.failures, 30))
             site.failures += 1
             site.until = now + wait * (1 + self._jitter() / 5)
-            site.touched = max(site.touched, now) if site.ready else site.touched
+            site.touched = now if site.ready else site.touched
             if not broken:  # else it takes connections, and only mail can tell
                 self._probes.at(site.until, site)
         self._answer_all(site, reply)
@@ -382,8 +380,7 @@ class Destinations:
         return may
 
     def _forget(self, site: Site) -> None:
-        if self._sites.get(site.name) is site:
-            del self._sites[site.name]
+        self._sites.pop(site.name)
 
     def _meet(self, name: bytes) -> Site:
         """A site seen for the first time; some that nothing is to be done for are forgotten for it."""

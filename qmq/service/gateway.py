@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from qmq.admin.control import ControlFactory, Desk
 from qmq.conf.model import Conf, Instance
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
-from qmq.privileges import become, own
+from qmq.privileges import CannotDrop, become, own
 from qmq.processes import CHILD, Lifeline, Workers
 from qmq.service import instance as instances
 from qmq.service import primary as primaries
@@ -25,7 +26,7 @@ from qmq.service.common import House, open_house, say
 from qmq.service.handover import hop_to
 from qmq.service.instance import InstanceService
 from qmq.service.primary import PrimaryService
-from qmq.sockets import Listener, Sockets
+from qmq.sockets import CannotListen, Listener, Sockets
 
 log = Logger()
 
@@ -71,6 +72,14 @@ class Gateway(MultiService):
 
     def privilegedStartService(self) -> None:
         """As root, if we are: folders and sockets, then never root again."""
+        try:
+            self._prepare()
+        except (CannotListen, CannotDrop, OSError) as error:
+            say(f"qmq cannot start: {error}")
+            sys.exit(1)
+        super().privilegedStartService()
+
+    def _prepare(self) -> None:
         conf = self._conf
         _more_descriptors()
         for folder in (conf.general.spool, os.path.join(conf.general.spool, "run")):
@@ -86,7 +95,6 @@ class Gateway(MultiService):
                 if listener.path:
                     own(listener.path, conf.general.user)
         become(conf.general.user)
-        super().privilegedStartService()
 
     def startService(self) -> None:
         """Open the stores, listen, start the workers; say so in one line when all is ready."""

@@ -276,6 +276,21 @@ class DeadSiteTests(SynchronousTestCase):
         self.assertEqual(len(house.dialler.dialled), dialled)
         self.assertEqual(house.destinations._sites, {})
 
+    def test_dies_late(self) -> None:
+        """A site that has worked for a day and dies is tried by itself like any other."""
+        house = House()
+        house.add(b"a")
+        house.work()
+        house.clock.advance(86400)
+        house.dialler.open()[0].lose(None)
+        house.dialler.hosts[b"a"] = UNREACHABLE
+        house.add(b"a")
+        del house.dialler.hosts[b"a"]
+
+        house.clock.advance(30)
+
+        self.assertEqual(house.alive, [b"a"])
+
     def test_cuts(self) -> None:
         """A host that takes connections but cuts each with mail on it is dead after the third."""
         house = House(slots=1)

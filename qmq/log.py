@@ -189,7 +189,8 @@ def _mailboxes(recipients: Sequence[Address]) -> str:
 
 def _answer(reply: Reply) -> str:
     words = _text(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
-    return f"{words} mta={_text(reply.mta)}" if reply.mta else words
+    tls = f" tls={_text(reply.tls)}" if reply.tls else ""
+    return f"{words} mta={_text(reply.mta)}{tls}" if reply.mta else words
 
 
 def _client(session: Session) -> str:

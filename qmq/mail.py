@@ -49,6 +49,8 @@ class Address:
 
 
 NULL_SENDER = Address(b"", b"")
+# SPAMCONTROL, qmail: the sender of a double bounce. It is known inside our stores, and between qmq peers, alone.
+DOUBLE_BOUNCE_SENDER = Address(b"#", b"[]")
 
 _ATOMS = re.compile(rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\xff-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\xff-]+)*")
 
@@ -65,6 +67,11 @@ def address(raw: bytes) -> Address:
     """The address of a raw form, as QMTP carries it: cut at the last @, the domain in lower case."""
     local, at, domain = raw.rpartition(b"@")
     return Address(local, domain.lower().removesuffix(b".")) if at else Address(domain, b"")
+
+
+def wire_sender(sender: Address) -> Address:
+    """The sender as another host must hear it: a double bounce's mark is the null sender there."""
+    return NULL_SENDER if sender == DOUBLE_BOUNCE_SENDER else sender
 
 
 @value
@@ -186,12 +193,15 @@ class Reply:
     *text* may have several lines. *mta* names who said it, such as
     ``mail.example.org (192.0.2.1)``; empty means that we did, without having
     the next hop's word: after a cut connection the truth may be otherwise.
+    *tls* is what the connection was encrypted by when it was said, for the log;
+    a reply that was stored has lost it.
     """
 
     code: int
     status: str
     text: str
     mta: str = ""
+    tls: str = field(compare=False, default="")
     line: bytes = field(init=False, compare=False, repr=False, default=b"")
 
     def __post_init__(self) -> None:

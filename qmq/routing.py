@@ -249,6 +249,28 @@ class Router:
         self._log.kept(queue_id, name)
 
 
+@implementer(INextHop)
+class ByDomain:
+    """
+    To the instance that has the recipient's domain, or nowhere: the primary's bounces, where no instance is for bounces.
+
+    Nothing is kept on the way, as the router would: their maker still has what they are made of.
+    """
+
+    def __init__(self, instance_of: Callable[[Address], str | None], hops: Mapping[str, Any]) -> None:
+        self._instance_of = instance_of
+        self._hops = hops
+
+    def send(self, message: Message) -> Deferred[Sequence[Reply]]:
+        """For a message with one recipient."""
+        (recipient,) = message.envelope.recipients
+        name = self._instance_of(recipient)
+        if name is None:
+            return succeed([_NOWHERE])
+        sent: Deferred[Sequence[Reply]] = self._hops[name].send(message)
+        return sent
+
+
 def _part(message: Message, which: Sequence[int]) -> Message:
     """The same message, for some of its recipients."""
     envelope = message.envelope

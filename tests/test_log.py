@@ -51,6 +51,14 @@ class LogTests(SynchronousTestCase):
 
         self.assertIn('client=::1 helo="" tls="TLSv1.3 X" user=joe from', self.line(log))
 
+    def test_delivered_by_tls(self) -> None:
+        """A delivery names what it was encrypted by, and whether the certificate held."""
+        log = self.log()
+
+        log.delivered(b"q", "customer1", RECIPIENT, Reply(250, "2.0.0", "ok", "mx (192.0.2.2)", "TLSv1.3 X verified"), 1)
+
+        self.assertIn('mta="mx (192.0.2.2)" tls="TLSv1.3 X verified"\n', self.line(log))
+
     def test_all_facts(self) -> None:
         """Each fact is one line: its name, then fields by name."""
         log = self.log()

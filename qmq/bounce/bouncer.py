@@ -21,6 +21,7 @@ from qmq.bounce.dsn import Kind, Notice, Original, report
 from qmq.interfaces import INextHop
 from qmq.log import EventLog
 from qmq.mail import (
+    DOUBLE_BOUNCE_SENDER,
     NULL_SENDER,
     Address,
     Body,
@@ -36,9 +37,6 @@ from qmq.mail import (
     Token,
     address,
 )
-
-# SPAMCONTROL, qmail: the sender of a double bounce. Never seen by a foreign host.
-DOUBLE_BOUNCE_SENDER = Address(b"#", b"[]")
 
 # Of the header as much goes back; of a body that is to go back whole, no more than this is held in memory.
 _HEADER: Octets = 65536
@@ -57,11 +55,6 @@ class Numbers(Protocol):
 
     tag: bytes
     oldest: int
-
-
-def wire_sender(sender: Address) -> Address:
-    """The sender as delivery must say it: a double bounce's mark is the null sender to others."""
-    return NULL_SENDER if sender == DOUBLE_BOUNCE_SENDER else sender
 
 
 def is_bulk(header: bytes) -> bool:
@@ -98,7 +91,7 @@ class Bouncer:
         bouncemaxbytes: Octets = 65536,
         doubles_an_hour: int = 100,
     ) -> None:
-        self._hop = hop
+        self.hop = hop
         self._spool = spool
         self._me = me
         self._log = log
@@ -216,7 +209,7 @@ class Bouncer:
     ) -> Reply:
         now = self._wall()
         notice = report(kind, original, me=self._me, sender=self._sender, to=to, id=token.id, now=now, until=until)
-        replies = await self._hop.send(_message(notice, token, sender, to))
+        replies = await self.hop.send(_message(notice, token, sender, to))
         if replies[0].ok:
             self._log.bounced(original.id, token.id, self._queue, to)
         return replies[0]

@@ -145,6 +145,7 @@ class _Demo:
                 if not any(self._ledger.missing(name.encode() + b".example") for name in HEALTHY):
                     break
                 await self._sleep(0.1)
+            await self._sleep(0.3)  # the stores note what was delivered with their next commit
             await self._look()
             live.update(self._table())
         self._verdict()

@@ -66,6 +66,7 @@ class Sink(Protocol):
         self._dead = dead
         self._buffer = b""
         self._in_text = False
+        self._thinking = False  # of the last message: what follows it waits
 
     def connectionMade(self) -> None:
         """A banner, unless dead."""
@@ -76,7 +77,10 @@ class Sink(Protocol):
         if self._dead:
             return
         self._buffer += data
-        while True:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while not self._thinking:
             if self._in_text:
                 end = self._buffer.find(b"\r\n.\r\n")
                 if end < 0:
@@ -106,6 +110,7 @@ class Sink(Protocol):
     def _take(self, text: bytes) -> None:
         mark = text.partition(b"\r\nX-Mark: ")[2].partition(b"\r\n")[0]
         if self._delay:
+            self._thinking = True
             self._reactor.callLater(self._delay, self._done, mark)
         else:
             self._done(mark)
@@ -113,6 +118,9 @@ class Sink(Protocol):
     def _done(self, mark: bytes) -> None:
         self._ledger.arrived(mark)
         self._say(b"250 ok\r\n")
+        if self._thinking:
+            self._thinking = False
+            self._go_on()
 
     def _say(self, line: bytes) -> None:
         if not self._dead and self.transport is not None:

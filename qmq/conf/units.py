@@ -19,7 +19,7 @@ Network = IPv4Network | IPv6Network
 
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _OCTETS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_AMOUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,3}))?([A-Za-z]*)")
+_AMOUNT = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,3}))?([A-Za-z]*)")
 
 
 class BadValue(ValueError):
@@ -36,8 +36,8 @@ def duration(text: str) -> Seconds:
 
 
 def duration_text(seconds: Seconds) -> str:
-    """The shortest text that *duration* reads back as *seconds* (whole milliseconds)."""
-    return _amount_text(round(seconds * 1000), _MILLISECONDS, "0s")
+    """The shortest text that *duration* reads back as *seconds* (whole milliseconds); 7d rather than 1w."""
+    return _amount_text(round(seconds * 1000), {u: n for u, n in _MILLISECONDS.items() if u != "w"}, "0s")
 
 
 def octets(text: str) -> Octets:

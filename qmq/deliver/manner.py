@@ -19,7 +19,7 @@ class Manner:
     helo: bytes = b"localhost"
     lmtp: bool = False
     tls: Callable[[str], Any] | None = None  # STARTTLS's options for a host's name; None: stay in clear
-    tls_text: Callable[[Any], str] | None = None  # of a transport: protocol, cipher, verified or unverified
+    tls_text: Callable[[Any], str] | None = None  # of a transport: protocol, cipher, and "verified" if so
     tls_required: bool = False  # no message in clear
     chunking: bool = True  # BDAT where it is offered
     messages: int = 1000  # on one connection

@@ -55,7 +55,7 @@ class SMTPConnection(Protocol):
     ) -> None:
         self.host = host
         self.mta = f"{host} ({address})" if address != host else f"[{host}]"
-        self.tls = ""  # protocol, cipher, verified or unverified; empty in clear
+        self.tls = ""  # protocol, cipher, and "verified" if so; empty in clear
         self.offered = Extensions()
         self.ready: Deferred[SMTPConnection] = Deferred(self._given_up)
         self._clock = clock
@@ -216,7 +216,9 @@ class SMTPConnection(Protocol):
         transport: Any = self.transport
         manner = self._manner
         self._parser = None
-        self._wire = SMTPClientWire(self.offered, self.mta, self._more, lmtp=manner.lmtp, chunking=manner.chunking)
+        self._wire = SMTPClientWire(
+            self.offered, self.mta, self._more, lmtp=manner.lmtp, chunking=manner.chunking, tls=self.tls
+        )
         self._write = fast_writer(transport)
         self._extend(manner.idle_seconds)
         self.ready.callback(self)

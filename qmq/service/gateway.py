@@ -6,7 +6,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -20,6 +21,7 @@ from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import CHILD, Lifeline, Workers
+from qmq.routing import InProcess
 from qmq.service import instance as instances
 from qmq.service import primary as primaries
 from qmq.service.common import House, open_house, say
@@ -100,9 +102,11 @@ class Gateway(MultiService):
         """Open the stores, listen, start the workers; say so in one line when all is ready."""
         self._house = house = open_house(self._reactor, self._conf)
         for name in self._here:
-            service = InstanceService(house, self._conf.instance(name), self._sockets, self._bounce_hop)
+            service = InstanceService(house, self._conf.instance(name), self._sockets)
             self.instances[name] = service
             service.setServiceParent(self)
+        for service in self.instances.values():
+            service.bounce_to(partial(self._bounce_hop, house, service))
         if self._primary_here:
             self.primary = PrimaryService(house, self._sockets, self.instances)
             self.primary.setServiceParent(self)
@@ -158,15 +162,12 @@ class Gateway(MultiService):
         control = os.path.join(self._conf.general.spool, "run", f"{self._process}.control")
         return [*wanted, Listener("control", path=control)]
 
-    def _bounce_hop(self, service: InstanceService) -> Any:
+    def _bounce_hop(self, house: House, service: InstanceService, low: Callable[[], int]) -> Any:
         """Where an instance's bounces go: to the bounce instance, else to the default one, else to its own queue."""
-        conf = self._conf
-        target: Instance | None = conf.bounces or conf.default
+        target: Instance | None = house.conf.bounces or house.conf.default
         if target is None or target.name == service.name:
-            return service.queue
-        assert self._house is not None
-        low = lambda: service.spool.oldest << 8  # noqa: E731 - the bouncer's tokens are numbered so
-        return hop_to(self._house, target, self.instances, low)
+            return InProcess(service.queue, low)
+        return hop_to(house, target, self.instances, low)
 
     def _add_workers(self) -> None:
         if self._crews:

@@ -24,6 +24,7 @@ from qmq.receive.policy import Policy
 from qmq.receive.qmtp import QMTPFactory
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
+from qmq.routing import stop_all
 from qmq.service.common import House, spool
 from qmq.service.trust import HandOverOnly
 from qmq.sockets import Listener, Sockets
@@ -61,15 +62,9 @@ def listeners(conf: Conf, instance: Instance) -> list[Listener]:
 
 
 class InstanceService(MultiService):
-    """A queue and what belongs to it. *bounce_hop* gives the INextHop for its bounces."""
+    """A queue and what belongs to it; `bounce_to` comes before it starts."""
 
-    def __init__(
-        self,
-        house: House,
-        instance: Instance,
-        sockets: Sockets,
-        bounce_hop: Callable[[InstanceService], Any],
-    ) -> None:
+    def __init__(self, house: House, instance: Instance, sockets: Sockets) -> None:
         super().__init__()
         self.setName(instance.name)
         self.started: Deferred[None] = Deferred()
@@ -81,8 +76,13 @@ class InstanceService(MultiService):
         self.spool = spool(house, instance.spool)
         self._drafts = Drafts(os.path.join(instance.spool, "drafts"), house.conf.primary.inline)
         self.queue = self._make_queue(instance)
-        self.queue.bouncer = bouncer(house, instance, bounce_hop(self), self.spool)
         self.queue.setServiceParent(self)
+        self._bouncer: Bouncer | None = None
+
+    def bounce_to(self, way: Callable[[Callable[[], int]], Any]) -> None:
+        """*way* gives the INextHop for bounces: their tokens are the bouncer's, and so is the lowest in doubt."""
+        instance = self._house.conf.instance(self._name)
+        self.queue.bouncer = self._bouncer = bouncer(self._house, instance, way, self.spool)
 
     def startService(self) -> None:
         """Open the store, then listen."""
@@ -95,7 +95,8 @@ class InstanceService(MultiService):
         self._ports = []
         ending: list[Deferred[Any]] = [closed, *(maybeDeferred(_end, factory) for factory in self._factories)]
         ended: Deferred[Any] = gatherResults(ending, consumeErrors=True)
-        return ended.addBoth(lambda _: MultiService.stopService(self))
+        ended.addBoth(lambda _: MultiService.stopService(self))
+        return ended.addBoth(self._hang_up)
 
     def reconfigure(self, instance: Instance) -> None:
         """Take over what may change while it runs."""
@@ -110,6 +111,12 @@ class InstanceService(MultiService):
         spool, instance = self.spool, self._house.conf.instance(self._name)
         full = spool.messages >= instance.limit_messages or spool.octets >= instance.limit_bytes or not spool.free()
         return {"refusing": self.queue.refusing, "full": full}
+
+    def _hang_up(self, stopped: Any) -> Any:
+        """What the bounces' hop has not answered by now is offered again after the next start."""
+        if self._bouncer is not None:
+            stop_all({"bounces": self._bouncer.hop})
+        return stopped
 
     def _site_of(self, recipient: Address) -> bytes:
         return site_of(self._house.conf, self._house.conf.instance(self._name), recipient)
@@ -185,13 +192,19 @@ def site_of(conf: Conf, instance: Instance, recipient: Address) -> bytes:
     return site_for(instance, recipient)
 
 
-def bouncer(house: House, instance: Instance, hop: Any, spool: Any) -> Bouncer:
-    """For an instance's queue, or with the bounce instance's manners for the primary's."""
-    return Bouncer(
-        hop, spool, queue=instance.name, me=house.conf.general.me, bouncefrom=instance.bouncefrom, bouncehost=instance.bouncehost,
+def bouncer(house: House, instance: Instance, way: Callable[[Callable[[], int]], Any], spool: Any) -> Bouncer:
+    """
+    For an instance's queue, or with the bounce instance's manners for the primary's.
+
+    *way* gives its hop, which must be nobody else's: the lowest number in
+    doubt that it tells is that of the bouncer's tokens.
+    """
+    made = Bouncer(
+        way(lambda: made.low), spool, queue=instance.name, me=house.conf.general.me, bouncefrom=instance.bouncefrom, bouncehost=instance.bouncehost,
         doublebounceto=instance.doublebounceto or "", bouncemaxbytes=instance.bouncemaxbytes,
         wall=house.wall, log=house.log, read_body=spool.body,
     )  # fmt: skip
+    return made
 
 
 def _dialler(house: House, instance: Instance) -> Dialler:

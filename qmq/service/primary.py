@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -14,7 +15,7 @@ from zope.interface import directlyProvides
 from qmq.conf.model import Conf, Instance
 from qmq.deadlines import Deadlines
 from qmq.deliver.destinations import Destinations
-from qmq.interfaces import IRecipientChecker, ISenderChecker
+from qmq.interfaces import INextHop, IRecipientChecker, ISenderChecker
 from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
@@ -22,7 +23,7 @@ from qmq.receive.draft import Drafts
 from qmq.receive.policy import Context, Policy, make_checkers
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
-from qmq.routing import HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
+from qmq.routing import ByDomain, HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
 from qmq.service.common import House, spool
 from qmq.service.handover import hop_to
 from qmq.service.instance import InstanceService, bouncer
@@ -74,7 +75,9 @@ class PrimaryService(MultiService):
         self._watch: LoopingCall | None = None
         self.router = Router(self._instance_of, self._hops, self.queue, self.intake, house.log, house.wall)
         target = conf.bounces or conf.default
-        self.queue.bouncer = bouncer(house, target or conf.instances[0], self._bounce_hop(target), self.spool)
+        self._bounce_hops: dict[str, Any] = {}
+        way = partial(self._bounce_way, here, target)
+        self.queue.bouncer = bouncer(house, target or conf.instances[0], way, self.spool)
 
     def startService(self) -> None:
         """Open the store, count what waits in it, listen."""
@@ -90,7 +93,7 @@ class PrimaryService(MultiService):
         for factory in self._factories:
             factory.hang_up()
         closed.addBoth(lambda _: MultiService.stopService(self))
-        return closed.addBoth(lambda _: stop_all(self._hops))
+        return closed.addBoth(self._hang_up)
 
     def watch(self, states: Callable[[], dict[str, Any]]) -> None:
         """Learn the states of the instances in this process, once a second."""
@@ -134,9 +137,18 @@ class PrimaryService(MultiService):
         )  # fmt: skip
         return queue
 
-    def _bounce_hop(self, target: Instance | None) -> Any:
+    def _bounce_way(
+        self, here: Mapping[str, InstanceService], target: Instance | None, low: Callable[[], int]
+    ) -> INextHop:
         """Without a bounce or default instance a bounce goes to whoever has its recipient's domain, or nowhere."""
-        return self.router if target is None else self._hops[target.name]
+        takers = [target] if target is not None else self._house.conf.instances
+        self._bounce_hops = {i.name: hop_to(self._house, i, here, low) for i in takers}
+        return ByDomain(lambda r: target.name if target is not None else self._instance_of(r), self._bounce_hops)
+
+    def _hang_up(self, _: Any) -> Deferred[Any]:
+        """A bounce that is not answered by now is offered again after the next start."""
+        stop_all(self._bounce_hops)
+        return stop_all(self._hops)
 
     def _site_of(self, recipient: Address) -> bytes:
         """A site of our own queue is an instance: it was fixed when the message was taken, whatever a reload says."""

@@ -93,6 +93,21 @@ def shrink(connection: apsw.Connection, pages: int = 4096) -> None:
             connection.execute("VACUUM")
 
 
+def void(connection: apsw.Connection) -> None:
+    """
+    After a commit that failed: write over what it left in the log, as well as the disk lets us.
+
+    Its frames may be complete there without having been synced, and whoever opens the database next would believe them.
+    """
+    with suppress(apsw.Error):
+        connection.pragma("synchronous", "off")
+        connection.execute("BEGIN IMMEDIATE; UPDATE meta SET value = value WHERE name = 'tag'; COMMIT")
+    with suppress(apsw.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.pragma("synchronous", "full")
+
+
 @contextmanager
 def translated(folder: str) -> Iterator[None]:
     """Errors of SQLite become ours, but for the full disk, which commit answers itself."""

@@ -20,7 +20,7 @@ from qmq.spool.bodies import Bodies, sync_folder
 from qmq.spool.claims import Line
 from qmq.spool.lock import Lock
 from qmq.spool.query import Query
-from qmq.spool.schema import connect, shrink, transaction, translated
+from qmq.spool.schema import connect, shrink, transaction, translated, void
 from qmq.spool.search import DamagedRow, end_of_piece, matching, read
 from qmq.spool.statements import DELETE, PUT_ASIDE, insert, limits, recount, settle
 from qmq.spool.store import Store
@@ -132,7 +132,8 @@ class SQLiteTable:
     def close(self) -> None:
         """As Table.close."""
         try:
-            self._disconnect()
+            with translated(self._folder):
+                self._disconnect()
         finally:
             self._lock.drop()
 
@@ -202,7 +203,10 @@ class SQLiteTable:
                     exact, useless = settle(connection, batch)
                     lowest, oldest = limits(connection, self._counts, self._tag, keeps, batch)
         except Broken:
-            raise  # perhaps the rows will turn up; if not, recover removes the files
+            # Should the rows turn up all the same, so will their files; if not, recover removes these.
+            if self._connection is not None:
+                void(self._connection)
+            raise
         except BaseException:
             self._remove(made)
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from qmq.mail import Message, Octets, Replies, Reply
+from qmq.mail import Message, Octets, Replies, Reply, wire_sender
 from qmq.wire.netstring import ProtocolError, read_length
 from qmq.wire.qmtp_forms import NOT_QMTP, pack_extension, parse_reply
 
@@ -57,7 +57,7 @@ class QMTPClientWire:
         """
         envelope = message.envelope
         extension = pack_extension(envelope, low) if self._extension else b""
-        sender = bytes(envelope.sender)
+        sender = bytes(envelope.sender if self._extension else wire_sender(envelope.sender))
         recipients = b"".join([b"%d:%b," % (len(raw := bytes(one)), raw) for one in envelope.recipients])
         tail = b",%d:%b,%d:%b," % (len(sender), sender, len(recipients), recipients)
         self._pending.append(len(envelope.recipients))

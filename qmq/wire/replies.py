@@ -33,15 +33,16 @@ class ProtocolError(Exception):
 
 class ReplyParser:
     """
-    Takes bytes, gives replies, each with *mta* filled in.
+    Takes bytes, gives replies, each with *mta* and *tls* filled in.
 
     Of a long reply the first *kept* lines are kept, at most 500 octets of each.
     """
 
-    __slots__ = ("_buffer", "_code", "_kept", "_lines", "_mta", "_read", "_remembered", "_text")
+    __slots__ = ("_buffer", "_code", "_kept", "_lines", "_mta", "_read", "_remembered", "_text", "_tls")
 
-    def __init__(self, mta: str = "", kept: int = 8) -> None:
+    def __init__(self, mta: str = "", kept: int = 8, tls: str = "") -> None:
         self._mta = mta
+        self._tls = tls
         self._kept = kept
         self._buffer = b""
         self._read = 0  # how far the buffer has been read
@@ -99,14 +100,14 @@ class ReplyParser:
             if self._lines >= LINES:
                 raise ProtocolError(f"a reply of more than {LINES} lines")
             return None
-        reply = _reply(self._code, self._text, self._mta)
+        reply = _reply(self._code, self._text, self._mta, self._tls)
         self._code, self._lines, self._text = 0, 0, []
         if alone and len(self._remembered) < _REMEMBERED:
             self._remembered[line] = reply
         return reply
 
 
-def _reply(code: int, lines: list[bytes], mta: str) -> Reply:
+def _reply(code: int, lines: list[bytes], mta: str, tls: str) -> Reply:
     """
     The reply of these lines.
 
@@ -125,7 +126,7 @@ def _reply(code: int, lines: list[bytes], mta: str) -> Reply:
         status = ""
     elif status[:1] != str(code // 100):
         status = f"{code // 100}.0.0"
-    return Reply(code, status, "\n".join(texts), mta)
+    return Reply(code, status, "\n".join(texts), mta, tls)
 
 
 def _printable(octets: bytes) -> str:

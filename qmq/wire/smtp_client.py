@@ -34,7 +34,7 @@ class SMTPClientWire:
     """
     Messages in, commands and text out; replies in, finished messages out.
 
-    *mta* names the server in replies. *more* is asked once for each message
+    *mta* names the server in replies, *tls* what they came over. *more* is asked once for each message
     that was sent, for the next: when the text has left if the next envelope can
     go with it, else when the message is answered.
     """
@@ -47,7 +47,9 @@ class SMTPClientWire:
     # Texts in files, and any that is longer, wait for the answers to RCPT; shorter ones follow BDAT at once (RFC 3030).
     AT_ONCE: Octets = 65536
 
-    def __init__(self, offered: Extensions, mta: str, more: More, *, lmtp: bool = False, chunking: bool = True) -> None:
+    def __init__(
+        self, offered: Extensions, mta: str, more: More, *, lmtp: bool = False, chunking: bool = True, tls: str = ""
+    ) -> None:
         self.mta = mta
         self.trouble: Reply | None = None  # why the connection must be cut
         self.answered = 0  # replies so far; that a time-out is measured by
@@ -56,7 +58,7 @@ class SMTPClientWire:
         self._lmtp = lmtp
         # How many replies a BDAT LAST has in LMTP depends on RCPTs that are not answered yet: DATA is clear.
         self._chunking = chunking and offered.chunking and not lmtp
-        self._parser = ReplyParser(mta)
+        self._parser = ReplyParser(mta, tls=tls)
         self._awaited: deque[Callable[[SMTPClientWire, Reply], None]] = deque()
         self._out: list[bytes] = []
         self._current: Transaction | None = None  # its envelope is being answered

@@ -7,7 +7,7 @@ server's, so the refusal names it.
 
 from __future__ import annotations
 
-from qmq.mail import Message, Octets, Reply, path, value
+from qmq.mail import Message, Octets, Reply, path, value, wire_sender
 
 # RFC 5322 2.1: header and text are parted by an empty line. A header longer than this is looked at no further.
 _HEADER_OCTETS: Octets = 262144
@@ -68,7 +68,7 @@ def envelope_commands(message: Message, offered: Extensions, mta: str, *, binary
         if not binary:
             return Reply(554, "5.6.3", "this host does not take binary messages (BINARYMIME)", mta)
         parameters += b" BODY=BINARYMIME"
-    lines = [b"MAIL FROM:<%s>%s\r\n" % (path(envelope.sender), parameters)]
+    lines = [b"MAIL FROM:<%s>%s\r\n" % (path(wire_sender(envelope.sender)), parameters)]
     lines += [b"RCPT TO:<%s>\r\n" % path(recipient) for recipient in envelope.recipients]
     said = b"".join(lines)
     # An address with a line end in it would be a command of its own to the server.

@@ -8,10 +8,22 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from qmq.bounce.bouncer import DOUBLE_BOUNCE_SENDER, Bouncer, header_of, is_bulk, return_path, wire_sender
+from qmq.bounce.bouncer import Bouncer, header_of, is_bulk, return_path
 from qmq.interfaces import INextHop, SpoolTrouble
 from qmq.log import EventLog
-from qmq.mail import NULL_SENDER, Address, Entry, Envelope, FileBody, MemoryBody, Message, Reply, Token
+from qmq.mail import (
+    DOUBLE_BOUNCE_SENDER,
+    NULL_SENDER,
+    Address,
+    Entry,
+    Envelope,
+    FileBody,
+    MemoryBody,
+    Message,
+    Reply,
+    Token,
+    wire_sender,
+)
 
 SENDER = Address(b"joe", b"example.org")
 RECIPIENT = Address(b"ann", b"example.net")

@@ -186,13 +186,13 @@ class Gateway:
             lines += [sections.get("bounces", "")]
         Path(self.conf).write_text("\n".join([*lines, extra, ""]))
 
-    def start(self, seconds=30):
-        """Start it and wait for the line that says it is ready."""
+    def start(self, seconds=30, *options):
+        """Start it, with twistd's further options, and wait for the line that says it is ready."""
         out = open(self.log, "ab")
         before = os.path.getsize(self.log)
         environ = {k: v for k, v in os.environ.items() if k != "QMQ_STRICT"}
         self.process = subprocess.Popen(
-            [*TWISTD, "-n", "--pidfile=", "qmq", "--conf", self.conf],
+            [*TWISTD, "-n", "--pidfile=", "qmq", "--conf", self.conf, *options],
             stdout=out, stderr=out, cwd=self.folder, env=environ, start_new_session=True,
         )  # fmt: skip
         out.close()

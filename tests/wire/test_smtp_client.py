@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.mail import NULL_SENDER, Address, Envelope, FileBody, MemoryBody, Message, Reply, Token
+from qmq.mail import DOUBLE_BOUNCE_SENDER, NULL_SENDER, Address, Envelope, FileBody, MemoryBody, Message, Reply, Token
 from qmq.wire.smtp_client import SMTPClientWire
 from qmq.wire.smtp_envelope import Extensions
 from qmq.wire.smtp_transaction import Stage
@@ -415,6 +415,15 @@ class ParameterTests(SynchronousTestCase):
                 b"MAIL FROM:<s@example.com>",
             ],
         )
+
+    def test_double_bounce(self) -> None:
+        """A double bounce goes out with the null sender: its mark is ours alone."""
+        wire = wire_for()
+        sent = message()
+        envelope = Envelope(sent.envelope.token, DOUBLE_BOUNCE_SENDER, sent.envelope.recipients)
+        wire.send(Message(envelope, b"", sent.body))
+
+        self.assertTrue(wire.to_send().startswith(b"MAIL FROM:<>\r\n"))
 
     def test_null_sender(self) -> None:
         """A bounce has the null sender, and a local part is quoted where it must be."""

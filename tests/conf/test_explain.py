@@ -1,0 +1,51 @@
+from qmq.conf.explain import attempts, describe, explain
+from qmq.mail import address
+from tests.conf.folders import HEAD, ConfTestCase
+from tests.conf.test_model import SITE
+
+
+class ExplainTests(ConfTestCase):
+    def facts(self, recipient, conf=SITE):
+        loaded = self.load(conf)
+        return {f.name: (f.value, f.place.rpartition("/")[2]) for f in explain(loaded, address(recipient))}
+
+    def test_customer(self):
+        """For a customer's address: who gets it and where it goes, each with the line that says so."""
+        facts = self.facts(b"u@www.alpha.example")
+
+        self.assertEqual(facts["accepted"], ("yes, from everybody", ""))
+        self.assertEqual(facts["instance"], ("01:alpha, by .alpha.example", "conf-qmq:15"))
+        self.assertEqual(facts["deliver"], ("smtp:192.0.2.1 mx:www.alpha.example", "conf-qmq:16"))
+        self.assertIn("0s, 6m40s, 26m40s, 1h, 1h46m", facts["retry"][0])
+        self.assertEqual(facts["lifetime"], ("7d, then a bounce by bounces", ""))
+
+    def test_route(self):
+        """A route is named with its own line."""
+        facts = self.facts(b"u@a.shop.alpha.example")
+
+        self.assertEqual(facts["deliver"], ("mx:a.shop.alpha.example, by the route of .shop.alpha.example", "conf-qmq:18"))
+
+    def test_elsewhere(self):
+        """For another domain: relay clients only, and the line that lists them."""
+        facts = self.facts(b"u@elsewhere.example")
+
+        self.assertEqual(facts["accepted"], ("from relay clients only: elsewhere.example is in no list", "conf-qmq:8"))
+        self.assertEqual(facts["instance"], ("80:internet, by *", "conf-qmq:23"))
+
+    def test_nobody(self):
+        """What is nobody's is not accepted, and that is all there is to say."""
+        self.assertEqual(self.facts(b"u@x.example", HEAD), {"accepted": ("no: x.example is no instance's", "")})
+
+    def test_attempts(self):
+        """qmail's trap: with 1440 seconds there are exactly three attempts, the last after the lifetime."""
+        conf = self.load(HEAD + "lifetime = 1440s\n")
+
+        self.assertEqual(list(attempts(conf.instances[0])), [0, 400, 1600])
+
+    def test_describe(self):
+        """The whole is one line an instance."""
+        lines = [f"{f.name} {f.value}" for f in describe(self.load(SITE))]
+
+        self.assertEqual(lines[0], "primary mx.alpha.example at *:2525")
+        self.assertEqual(lines[1], "01:alpha alpha.example .alpha.example -> smtp:192.0.2.1 mx, 2 routes")
+        self.assertEqual(lines[4], "90:bounces bounce, no domains -> mx")

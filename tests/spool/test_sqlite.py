@@ -1,0 +1,359 @@
+"""The suite over the store in SQLite, and what only a disk can do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from typing import Any
+
+import apsw
+from twisted.trial.unittest import SynchronousTestCase
+
+from qmq.interfaces import SpoolTrouble
+from qmq.mail import FileBody, MemoryBody, Token
+from qmq.spool import schema
+from qmq.spool.sqlite import SQLiteSpool
+from qmq.spool.store import Store
+from tests.spool.conformance import ANN, BOB, COM, CYD, ORG, TEXT, SpoolConformance, message, without
+from tests.spool.faults import FaultyVFS
+
+
+class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.vfs = FaultyVFS(f"faulty-{id(self)}")
+        self.addCleanup(self.vfs.unregister)
+        self.path = os.path.join(self.folder, "queue")
+        self.store: Any = None
+
+    def make(self, **settings: Any) -> Store:
+        settings = {"reserve": 0, "inodes": 0, **settings}
+        self.store = SQLiteSpool(
+            self.path, clock=self.clock, wall=self.wall, writers=self.writers, vfs=self.vfs.name, **settings
+        )
+        return self.store
+
+    def crashed(self, store: Store, **settings: Any) -> Store:
+        # What a kill leaves is what the files hold now.
+        before, self.path = self.path, f"{self.path}-after"
+        shutil.copytree(before, self.path)
+        return self.opened(**settings)
+
+    def database(self) -> apsw.Connection:
+        return apsw.Connection(os.path.join(self.path, "spool.db"))
+
+    def damage(self, number: int) -> None:
+        connection = self.database()
+        ((record,),) = connection.execute("SELECT record FROM message WHERE number = ?", (number,))
+        record = record[:-8] + b"?" + record[-7:]
+        connection.execute("UPDATE message SET record = ? WHERE number = ?", (record, number))
+        connection.close()
+
+    def fail(self, failing: bool) -> None:
+        self.vfs.sync = failing
+
+    def fill(self, full: bool) -> None:
+        self.store._table._reserve = 1 << 62 if full else 0
+
+    def bodies(self) -> list[str]:
+        return sorted(name for _, _, names in os.walk(os.path.join(self.path, "mess")) for name in names)
+
+    def count(self, table: str) -> int:
+        connection = self.database()
+        ((count,),) = connection.execute(f"SELECT count(*) FROM {table}")
+        connection.close()
+        return int(count)
+
+    def test_modes(self) -> None:
+        """Nobody but the owner can read mail."""
+        store = self.opened(inline=10)
+        self.kept(store, ANN)
+
+        modes = {
+            os.path.relpath(os.path.join(folder, name), self.path): stat.S_IMODE(
+                os.stat(os.path.join(folder, name)).st_mode
+            )
+            for folder, folders, names in os.walk(self.path)
+            for name in (*folders, *names, ".")
+        }
+
+        folders = {name for name in modes if os.path.isdir(os.path.join(self.path, name))}
+        self.assertEqual({modes[name] for name in folders}, {0o700})
+        self.assertEqual({modes[name] for name in modes.keys() - folders}, {0o600})
+        self.assertIn("spool.db-wal", modes)
+
+    def test_synced(self) -> None:
+        """Each batch is synced, and each batch once."""
+        store = self.opened()
+        self.kept(store, ANN)
+        syncs = self.vfs.syncs
+
+        for _ in range(40):
+            store.keep(message(store.next_token(), ANN), [ORG], 0)
+        self.kept(store, ANN)
+
+        self.assertEqual(self.vfs.syncs, syncs + 1)
+
+    def test_bodies_go(self) -> None:
+        """With the last entry of a message its body goes, be it a row or a file."""
+        store = self.opened(inline=100)
+        short = self.kept(store, ANN, CYD)
+        long = self.kept(store, ANN, CYD, body=MemoryBody(TEXT * 100))
+        self.assertEqual(len(self.bodies()), 1)
+
+        self.settled(store, *(without(entry, ANN) for entry in (short[0], long[0])))
+        self.assertEqual(len(self.bodies()), 1)
+        self.settled(store, *(without(entry, CYD) for entry in (short[1], long[1])))
+
+        self.assertEqual(self.bodies(), [])
+        self.successResultOf(store.stop())
+        self.assertEqual((self.count("body"), self.count("message")), (0, 0))
+
+    def test_link(self) -> None:
+        """A long body that came as a file on the same device is linked, not copied."""
+        store = self.opened(inline=10)
+        source = self.source(TEXT)
+
+        (entry,) = self.kept(store, ANN, body=source)
+
+        self.assertTrue(os.path.samefile(entry.message.body.path, source.path))
+
+    def test_file_without_row(self) -> None:
+        """A body that was never acknowledged goes at start; what others put there stays."""
+        store = self.opened(inline=10)
+        (entry,) = self.kept(store, ANN)
+        path = entry.message.body.path
+        self.successResultOf(store.stop())
+        folder = os.path.dirname(path)
+        for name in ("1ff", "README"):
+            shutil.copy(path, os.path.join(folder, name))
+        number = int(os.path.basename(path), 16) + 1
+        shutil.copy(path, os.path.join(folder, f"{number:x}"))
+
+        self.opened(inline=10)
+
+        self.assertEqual(self.bodies(), sorted([os.path.basename(path), "README", "1ff"]))
+
+    def test_row_without_file(self) -> None:
+        """A message whose body is gone stays, and says so; others go on."""
+        store = self.opened(inline=10)
+        (entry,) = self.kept(store, ANN)
+        (cut,) = self.kept(store, ANN)
+        self.successResultOf(store.stop())
+        os.unlink(entry.message.body.path)
+        with open(cut.message.body.path, "ab") as file:
+            file.truncate(5)
+        store = self.opened(inline=10)
+
+        for claimed in self.claimed(store):
+            body = store.body(claimed)
+            self.clock.advance(0)
+            self.failureResultOf(body, SpoolTrouble)
+        self.assertEqual(store.messages, 2)
+
+    def test_inline_changed(self) -> None:
+        """A token that comes again after the border between rows and files has moved is known."""
+        token = Token(b"peer", 1)
+        store = self.again(self.opened(inline=10), inline=10)
+        self.kept(store, ANN, token=token)
+        store = self.again(store, inline=1000)
+
+        (entry,) = self.kept(store, ANN, BOB, token=token)
+
+        self.assertEqual(entry.message.envelope.recipients, (BOB,))
+        self.settled(store, without(entry, BOB))
+        (first,) = self.claimed(store)
+        self.settled(store, without(first, ANN))
+        self.assertEqual(self.bodies(), [])
+        self.successResultOf(store.stop())
+        self.assertEqual(self.count("body"), 0)
+
+    def test_known_long(self) -> None:
+        """A long message that is known already leaves no second file."""
+        token = Token(b"peer", 1)
+        store = self.opened(inline=10)
+        self.kept(store, ANN, token=token)
+
+        self.assertEqual(list(self.kept(store, ANN, token=token)), [])
+
+        self.assertEqual(len(self.bodies()), 1)
+
+    def test_failed_commit(self) -> None:
+        """What failed is not there after the disk is well, nor after a restart; nor are its files."""
+        store = self.opened(inline=10)
+        self.kept(store, ANN)
+        self.vfs.sync = True
+        kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
+        self.clock.advance(0)
+        self.failureResultOf(kept, SpoolTrouble)
+        self.clock.advance(3)
+        self.vfs.sync = False
+        self.clock.advance(3)
+
+        self.assertEqual((store.messages, len(self.bodies())), (1, 1))
+        self.assertEqual([one.site for one in self.claimed(self.again(store))], [ORG])
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_failed_write(self) -> None:
+        """A write that fails is trouble as a sync that fails is."""
+        store = self.opened()
+        self.kept(store, ANN)
+        self.vfs.write = True
+        kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
+        self.clock.advance(0)
+        self.failureResultOf(kept, SpoolTrouble)
+        self.clock.advance(3)
+        self.assertFalse(store.free())
+        self.vfs.write = False
+        self.clock.advance(3)
+
+        self.assertEqual(len(self.kept(store, BOB)), 1)
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_no_space(self) -> None:
+        """A disk that turns out to be full fails the messages of the batch; settles are tried again until they go."""
+        store = self.opened()
+        (entry,) = self.kept(store, ANN)
+        self.vfs.full = True
+        kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
+        store.settle(without(entry, ANN))
+        self.clock.advance(0)
+        self.failureResultOf(kept, SpoolTrouble)
+        self.assertEqual(store.messages, 1)
+
+        self.vfs.full = False
+        self.clock.pump([1] * 4)
+
+        self.assertEqual(store.messages, 0)
+        self.assertEqual(len(self.kept(store, BOB)), 1)
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_no_inodes(self) -> None:
+        """Inodes are counted too."""
+        store = self.opened(inodes=1 << 62)
+
+        self.failureResultOf(store.keep(message(store.next_token(), ANN), [ORG], 0), SpoolTrouble)
+
+    def test_damaged_kept(self) -> None:
+        """What is damaged leaves the queue but is not deleted, and its body stays."""
+        store = self.opened()
+        number = self.kept(store, ANN, token=Token(b"peer", 1))[0].number
+        self.successResultOf(store.stop())
+        self.damage(number)
+        store = self.opened()
+        self.assertEqual(self.claimed(store), [])
+        (entry,) = self.kept(store, ANN, token=Token(b"peer", 1))
+        self.settled(store, without(entry, ANN))
+
+        self.successResultOf(store.stop())
+
+        self.assertEqual([self.count(table) for table in ("damaged", "message", "body")], [1, 0, 1])
+
+    def test_other_format(self) -> None:
+        """A database of another format is left alone."""
+        self.successResultOf(self.opened().stop())
+        connection = self.database()
+        connection.pragma("user_version", 99)
+        connection.close()
+
+        failure = self.failureResultOf(self.make().start(), SpoolTrouble)
+
+        self.assertIn("format 99", failure.getErrorMessage())
+
+    def test_no_database(self) -> None:
+        """A file that is no database is named, not overwritten; the lock is not kept."""
+        os.makedirs(self.path)
+        with open(os.path.join(self.path, "spool.db"), "wb") as file:
+            file.write(b"precious" * 1000)
+
+        for _ in range(2):
+            failure = self.failureResultOf(self.make().start(), SpoolTrouble)
+            self.assertIn("not a database", failure.getErrorMessage())
+
+    def test_sqlite_version(self) -> None:
+        """A SQLite that may damage the database is refused."""
+        self.patch(schema, "OLDEST_SQLITE", (99, 0, 0))
+
+        failure = self.failureResultOf(self.make().start(), SpoolTrouble)
+
+        self.assertIn("may damage", failure.getErrorMessage())
+
+    def test_shrink(self) -> None:
+        """What a flood took is given back when the store has rested."""
+        store = self.opened()
+        entries = [
+            self.successResultOf(kept)[0]
+            for kept in [
+                store.keep(message(store.next_token(), ANN, body=MemoryBody(b"x" * 100_000)), [ORG], 0)
+                for _ in range(200)
+            ]
+            if self.clock.advance(0) is None
+        ]
+        self.settled(store, *(without(entry, ANN) for entry in entries))
+        self.clock.pump([61, 61])
+
+        self.assertLess(os.path.getsize(os.path.join(self.path, "spool.db")), 200_000)
+        self.assertEqual(len(self.kept(store, CYD)), 1)
+
+    def test_rest(self) -> None:
+        """A store with nothing to do has no open file but its lock."""
+        store = self.opened()
+        self.kept(store, ANN)
+        self.clock.pump([61, 61])
+
+        folder = os.path.realpath(self.path)
+        open_files = {os.path.basename(path) for path in map(os.path.realpath, self.descriptors()) if folder in path}
+        self.assertEqual(open_files, {"lock"})
+
+    @staticmethod
+    def descriptors() -> list[str]:
+        return [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+
+    def test_busy_flood(self) -> None:
+        """Behind many entries of a busy site others are found, and one pass over the flood is enough."""
+        store = self.opened()
+        now = self.wall()
+        flood = [store.keep(message(store.next_token(), ANN), [ORG], 0) for _ in range(3000)]
+        self.clock.advance(0)
+        for kept in flood:
+            store.release(self.successResultOf(kept)[0], now)
+        self.waiting(store, now + 1, COM)
+
+        self.assertEqual([entry.site for entry in self.claimed(store, 10, [ORG], now + 2)], [COM])
+        connection = store._table._connection
+        before = connection.status(apsw.SQLITE_DBSTATUS_CACHE_HIT)[0]
+        self.assertEqual(self.claimed(store, 10, [ORG], now + 2), [])
+        self.assertLess(connection.status(apsw.SQLITE_DBSTATUS_CACHE_HIT)[0] - before, 20)
+        self.assertEqual(len(self.claimed(store, 5000, [], now + 2)), 3000)
+
+    def test_many_sites_free(self) -> None:
+        """When very many busy sites are free at once everything is claimed, oldest first."""
+        store = self.opened()
+        now = self.wall()
+        sites = [b"site%d" % i for i in range(1500)]
+        kept = [store.keep(message(store.next_token(), ANN), [site], 0) for site in sites]
+        self.clock.advance(0)
+        for i, each in enumerate(kept):
+            store.release(self.successResultOf(each)[0], now + i)
+
+        self.assertEqual(self.claimed(store, 10, sites, now + 5000), [])
+        self.assertEqual(self.now(store.next_due(sites[:-1])), now + 1499)
+        claimed = self.claimed(store, 5000, [], now + 5000)
+
+        self.assertEqual([entry.site for entry in claimed], sites)
+
+    def test_copied_elsewhere(self) -> None:
+        """A long body from another device is copied."""
+        if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(self.folder).st_dev:
+            self.skipTest("no second device here")
+        path = f"/dev/shm/qmq-test-{os.getpid()}"
+        self.addCleanup(os.unlink, path)
+        with open(path, "wb") as file:
+            file.write(TEXT)
+        store = self.opened(inline=10)
+
+        (entry,) = self.kept(store, ANN, body=FileBody(path, len(TEXT)))
+
+        self.assertEqual(b"".join(entry.message.body.chunks()), TEXT)
+        self.assertFalse(os.path.samefile(entry.message.body.path, path))

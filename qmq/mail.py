@@ -202,14 +202,18 @@ class Reply:
     text: str
     mta: str = ""
     tls: str = field(compare=False, default="")
-    line: bytes = field(init=False, compare=False, repr=False, default=b"")
+    _line: bytes = field(init=False, compare=False, repr=False, default=b"")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "line", self._wire())
+    @property
+    def line(self) -> bytes:
+        """The wire form, all lines; made at its first use, for most replies are never spoken."""
+        if not self._line:
+            object.__setattr__(self, "_line", self._wire())
+        return self._line
 
     def _wire(self) -> bytes:
         lines = self.text.split("\n")
-        status = self.status + " " if self.status else ""
+        status = _UNPRINTABLE.sub("?", self.status) + " " if self.status else ""
         last = len(lines) - 1
         return "".join(
             f"{self.code}{' ' if i == last else '-'}{status}{_UNPRINTABLE.sub('?', text)[:_TEXT_OCTETS]}\r\n"

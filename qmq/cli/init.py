@@ -26,7 +26,7 @@ def init(plan: tuple[str, ...], folder: str, me: str, force: bool) -> None:
     Write a conf-qmq with these instances, and make the folder of its stores.
 
     Names tell what they are for: internet gets every domain that is nobody's,
-    bounces sends the bounces, storm takes floods, all others are customers.
+    bounces sends the bounces, storm is for floods, all others are customers.
     Without any: customer1, customer2, internet, bounces, storm.
     """
     path = os.path.join(folder, "conf-qmq")

@@ -31,9 +31,10 @@ class Folder:
     def __init__(self, path: str, findings: Findings) -> None:
         self.path = path
         self._findings = findings
+        self._there = os.path.isdir(path)
 
     def __bool__(self) -> bool:
-        return os.path.isdir(self.path)
+        return self._there
 
     def place(self, name: str, line: int = 0) -> Written:
         """A file as a place."""
@@ -56,10 +57,12 @@ class Folder:
         return [row for row in rows if row.text and not row.text.startswith("#")]
 
     def _lines(self, name: str) -> list[str] | None:
+        if not self._there:
+            return None
         try:
             with open(os.path.join(self.path, name), encoding="utf-8", errors="replace", newline="\n") as file:
                 return file.read().split("\n")
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         except OSError as trouble:
             self._findings.error(self.place(name), f"cannot be read: {trouble.strerror}", "let qmq's account read it")

@@ -35,16 +35,11 @@ def load(conf_path: str, here: Ground | None = None) -> Conf:
     """
     findings = Findings()
     document = read(os.path.abspath(conf_path), findings)
-    if document.plan or document.sections or not findings.errors:
-        conf = _Builder(document, findings, here).conf()
-        verify.verify(conf, document, findings)
-        findings.raise_errors()
-        return _with_warnings(conf, findings)
+    if not (document.plan or document.sections):
+        findings.raise_errors()  # nothing could be read: what else would be told follows from that
+    conf = _Builder(document, findings, here).conf()
+    verify.verify(conf, document, findings)
     findings.raise_errors()
-    raise AssertionError("no document, but no error either")
-
-
-def _with_warnings(conf: Conf, findings: Findings) -> Conf:
     return Conf(conf.path, conf.general, conf.primary, conf.instances, in_order(findings.warnings), conf.places)
 
 
@@ -253,6 +248,7 @@ class _Builder:
     def _instance(self, beginning: _Beginning, general: General) -> Instance:
         planned, name = beginning.planned, beginning.planned.name
         values = self._values("instance", name, beginning.written)
+        self._places[f"{name}."] = planned.at
         values["domains"] = self._domains(beginning)
         values["routes"] = (*self._said_routes(name, values.pop("route")), *self._classic_routes(beginning))
         values["deliver"] = b" ".join(values["deliver"])

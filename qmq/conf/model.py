@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import idna
+
 from qmq.conf.settings import Handover
 from qmq.conf.units import Network
 from qmq.conf.written import Note, Written
@@ -133,8 +135,8 @@ class Conf:
     """
     The whole. *path* is conf-qmq's, absolute.
 
-    *places* says who decided what: the place of ``section.key``, and for the
-    domain patterns of ``NAME domain PATTERN`` and ``NAME route KEY``.
+    *places* says who decided what: the place of ``section.key``, of
+    ``NAME domain PATTERN`` and ``NAME route KEY``; ``NAME.`` is the instance's.
     """
 
     path: str
@@ -205,15 +207,20 @@ def walk(domain: bytes) -> Iterator[bytes]:
         yield b""
 
 
-def spellings(pattern: bytes) -> Iterator[bytes]:
-    """The keys of a pattern: b"" for ``*``; a domain in UTF-8 is found by its A-labels too (RFC 5890)."""
+def spellings(pattern: bytes) -> tuple[bytes, ...]:
+    """The keys of a pattern: b"" for ``*``; a domain beyond ASCII has two, in UTF-8 and as DNS has it (RFC 5890)."""
     if pattern == b"*":
-        yield b""
-        return
-    yield pattern
-    if not pattern.isascii():
-        dot = b"." if pattern.startswith(b".") else b""
-        yield dot + pattern.decode().removeprefix(".").encode("idna")
+        return (b"",)
+    name = pattern.decode()
+    if name.isascii() and "xn--" not in name:
+        return (pattern,)
+    labels = name.split(".")
+    try:
+        in_dns = ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
+        in_utf8 = ".".join(idna.ulabel(label) if label.startswith("xn--") else label for label in labels)
+    except idna.IDNAError:
+        return (pattern,)  # "xn--" and no label of IDNA 2008: nobody has another name for it
+    return tuple({pattern: None, in_dns.encode(): None, in_utf8.encode(): None})
 
 
 def site_for(instance: Instance, recipient: Address) -> bytes:

@@ -129,10 +129,12 @@ def _records(here: Written, findings: Findings) -> Iterator[Planned]:
         words = ["".join(words)] if re.fullmatch(r"[0-9]+\s*[:=]\s*\S+", here.text) else [here.text]
     for word in words:
         match = _RECORD.fullmatch(word.replace("=", ":", 1) if ":" not in word else word)
-        if match is None or not match[2]:
+        if match is None or not match[2].strip():
             findings.error(here, f"{word!r} is no instance", "write NUMBER:NAME, such as 01:customer1")
         elif not re.fullmatch("[0-9]{1,5}", match[1]):
-            findings.error(here, f"{match[1]!r} is no number", f"write NUMBER:NAME, such as 01:{match[2].split()[0]}")
+            findings.error(
+                here, f"{match[1]!r} is no number", f"write NUMBER:NAME, such as 01:{match[2].strip() or 'customer1'}"
+            )
         elif match[2].split() != [match[2]]:
             findings.error(here, f"the name {match[2]!r} has a blank", f"write {'_'.join(match[2].split())}")
         else:

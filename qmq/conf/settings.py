@@ -175,7 +175,7 @@ PRIMARY = (
 
 INSTANCE = (
     Setting("role", units.one_of("normal", "bounce", "storm"), "normal",
-            "bounce: sends the bounces of all; storm: takes diverted floods"),
+            "bounce: sends the bounces of all; storm: set aside for floods, gets what its domains say"),
     Setting("domains", units.domain_pattern, "",
             "whose mail it gets: example.org, .example.org (below it), * (every other)", "none", each="words"),
     Setting("deliver", site, "mx",

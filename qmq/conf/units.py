@@ -9,9 +9,12 @@ wrong is raised as BadValue, with the remedy in the operator's words.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
+
+import idna
 
 from qmq.mail import Octets, Seconds
 
@@ -129,7 +132,7 @@ _NAME = re.compile(r"(?=.{1,253}$)[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\
 
 def host_name(text: str) -> str:
     """A host's name, in lower case, without the final dot."""
-    name = text.lower().removesuffix(".")
+    name = unicodedata.normalize("NFC", text.lower()).removesuffix(".")
     if not _NAME.fullmatch(name):
         raise BadValue(f"{text!r} is no host name", "write a full name, such as mx.example.org")
     return name
@@ -139,13 +142,15 @@ def domain_pattern(text: str) -> bytes:
     """``example.org`` (that domain), ``.example.org`` (those below it) or ``*`` (every other); in lower case."""
     if text == "*":
         return b"*"
-    name = text.lower().removesuffix(".")
+    name = unicodedata.normalize("NFC", text.lower()).removesuffix(".")
     if not _NAME.fullmatch(name.removeprefix(".")):
         hint = "write the domain alone" if "@" in text else "write example.org, .example.org or *"
         raise BadValue(f"{text!r} is no domain", hint)
     try:
-        name.removeprefix(".").encode("idna")
-    except UnicodeError as trouble:
+        for label in name.removeprefix(".").split("."):
+            if len(label if label.isascii() else idna.alabel(label)) > 63:
+                raise BadValue(f"{text!r} is no domain: a label is too long", "write at most 63 octets between dots")
+    except idna.IDNAError as trouble:
         raise BadValue(f"{text!r} is no domain: {trouble}", "write it as DNS has it, with xn-- labels") from None
     return name.encode()
 

@@ -28,10 +28,10 @@ def verify(conf: Conf, document: Document, findings: Findings) -> None:
     _roles(conf, document, findings)
     _owners(conf, findings)
     _hops(conf, findings)
-    _handovers(conf, document, findings)
-    _stores(conf, document, findings)
+    _handovers(conf, findings)
+    _stores(conf, findings)
     _ports(conf, document, findings)
-    _lifetimes(conf, document, findings)
+    _lifetimes(conf, findings)
     _certificate(conf, findings)
 
 
@@ -78,7 +78,7 @@ def _roles(conf: Conf, document: Document, findings: Findings) -> None:
         several = [instance for instance in conf.instances if instance.role == role]
         for instance in several[1:]:
             findings.error(
-                place(conf, document, instance, "role"),
+                place(conf, instance, "role"),
                 f"{several[0].name} has role = {role} already",
                 "one is enough: cut this one",
             )
@@ -98,7 +98,7 @@ def _roles(conf: Conf, document: Document, findings: Findings) -> None:
     for instance in conf.instances:
         if not instance.domains and instance.role == "normal":
             findings.warning(
-                place(conf, document, instance),
+                place(conf, instance),
                 f"{instance.name} has no domains and gets no mail",
                 f"write domains = example.org into [{instance.name}]",
             )
@@ -136,12 +136,12 @@ def _hops(conf: Conf, findings: Findings) -> None:
             )
 
 
-def _handovers(conf: Conf, document: Document, findings: Findings) -> None:
+def _handovers(conf: Conf, findings: Findings) -> None:
     for instance in conf.instances:
         handover = instance.handover
         if handover.host or handover.protocol == "qmtp":
             continue
-        at = place(conf, document, instance, "handover")
+        at = place(conf, instance, "handover")
         if handover.protocol == "lmtp":
             findings.error(at, "an instance of this machine takes no LMTP", "write qmtp or smtp, or lmtp:HOST:PORT")
         elif instance.qmtp_listen is None:
@@ -150,24 +150,32 @@ def _handovers(conf: Conf, document: Document, findings: Findings) -> None:
             )
 
 
-def _stores(conf: Conf, document: Document, findings: Findings) -> None:
+def _stores(conf: Conf, findings: Findings) -> None:
     owners: dict[str, Instance] = {}
     for instance in conf.instances:
         owner = owners.setdefault(os.path.realpath(instance.spool), instance)
         if owner is not instance:
             findings.error(
-                place(conf, document, instance, "spool"),
+                place(conf, instance, "spool"),
                 f"{instance.spool} is {owner.name}'s store",
                 "give each instance a folder of its own",
             )
 
 
 def _ports(conf: Conf, document: Document, findings: Findings) -> None:
-    taken: dict[Listen, str] = {}
+    taken: dict[int, list[tuple[str, Listen]]] = {}
     for name, at, listen in _listening(conf, document):
-        if (other := taken.get(listen) or taken.get(("", listen[1]))) is not None:
+        others = taken.setdefault(listen[1], [])
+        if (other := next((name for name, theirs in others if _clash(listen, theirs)), None)) is not None:
             findings.error(at, f"{name} and {other} both listen on port {listen[1]}", "give one another port")
-        taken.setdefault(listen, name)
+        others.append((name, listen))
+
+
+def _clash(one: Listen, other: Listen) -> bool:
+    """Of two on one port: whether they have an address in common (`::` may be every IPv4 address too)."""
+    hosts = {one[0] or "0.0.0.0", other[0] or "0.0.0.0"}
+    everywhere = "::" in hosts or ("0.0.0.0" in hosts and not any(":" in host for host in hosts))
+    return len(hosts) == 1 or everywhere
 
 
 def _listening(conf: Conf, document: Document) -> Iterator[tuple[str, Written, Listen]]:
@@ -175,13 +183,13 @@ def _listening(conf: Conf, document: Document) -> Iterator[tuple[str, Written, L
         yield "primary", conf.places.get("primary.listen", document.whole), listen
     for instance in conf.instances:
         if instance.qmtp_listen is not None and not instance.handover.host:
-            yield instance.name, place(conf, document, instance, "qmtp-listen"), instance.qmtp_listen
+            yield instance.name, place(conf, instance, "qmtp-listen"), instance.qmtp_listen
 
 
-def _lifetimes(conf: Conf, document: Document, findings: Findings) -> None:
+def _lifetimes(conf: Conf, findings: Findings) -> None:
     for instance in conf.instances:
         if instance.lifetime < 3600:
-            at = place(conf, document, instance, "lifetime")
+            at = place(conf, instance, "lifetime")
             remedy = "qmail's number is in seconds: 86400 is a day" if at.classic else "24h is a day"
             findings.warning(at, f"mail is given up after {duration_text(instance.lifetime)}", remedy)
 
@@ -255,8 +263,6 @@ def verify_ground(conf: Conf, document: Document, findings: Findings, here: Grou
             findings.warning(document.whole, "runs as root", "write user = ACCOUNT into [qmq]")
 
 
-def place(conf: Conf, document: Document, instance: Instance, key: str = "") -> Written:
+def place(conf: Conf, instance: Instance, key: str = "") -> Written:
     """Where an instance's setting was said; if nowhere, where the instance was."""
-    if (at := conf.places.get(f"{instance.name}.{key}")) is not None:
-        return at
-    return next(planned.at for planned in document.plan if planned.number == instance.number)
+    return conf.places.get(f"{instance.name}.{key}") or conf.places[f"{instance.name}."]

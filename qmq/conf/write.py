@@ -78,8 +78,8 @@ bounce-lifetime = 1d
 
 _STORM = """
 [{name}]
-# Takes floods that are diverted to it, so that they wait here and not before
-# everybody else's mail.
+# Set aside for floods: move a domain's word from its section to domains = here
+# and `qmq reload`; what comes from then on waits here, not before other mail.
 role = storm
 concurrency = 10
 lifetime = 2d

@@ -101,7 +101,8 @@ def void(connection: apsw.Connection) -> None:
     """
     with suppress(apsw.Error):
         connection.pragma("synchronous", "off")
-        connection.execute("BEGIN IMMEDIATE; UPDATE meta SET value = value WHERE name = 'tag'; COMMIT")
+        # SQLite writes no page that does not change.
+        connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'voided'")
     with suppress(apsw.Error):
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -145,6 +146,6 @@ def _make(connection: apsw.Connection) -> None:
     tag = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz234567") for _ in range(6)).encode("ascii")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(TABLES)
-    connection.execute("INSERT INTO meta VALUES ('tag', ?), ('epoch', 0)", (tag,))
+    connection.execute("INSERT INTO meta VALUES ('tag', ?), ('epoch', 0), ('voided', 0)", (tag,))
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")

@@ -9,13 +9,15 @@ Writers of their own: a disk that hangs then holds up nobody else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 T = TypeVar("T")
 Call = Callable[..., Any]
+Job = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
 class Writers:
@@ -28,23 +30,41 @@ class Writers:
 
     def __init__(self, threads: int = 3, *, call_from_thread: Call, in_thread: Call | None = None) -> None:
         self._call_from_thread = call_from_thread
-        self._pool: ThreadPool | None = None
-        self._threads = threads
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._most = threads
+        self._busy = 0
         self._in_thread = in_thread
 
     def run(self, job: Callable[[], T], done: Callable[[T | Failure], None]) -> None:
         """Run *job* in a thread, then *done* with what it gave, or with its Failure, in the reactor's."""
-        if self._in_thread is None:
-            self._pool = ThreadPool(0, self._threads, "qmq-writers")
-            self._pool.start()
-            self._in_thread = self._pool.callInThread
-        self._in_thread(self._work, job, done)
+        if self._in_thread is not None:
+            self._in_thread(self._work, job, done)
+            return
+        self._busy += 1
+        if self._busy > len(self._threads) < self._most:
+            thread = Thread(target=self._serve, name=f"qmq-writer-{len(self._threads) + 1}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put((job, done))
 
     def stop(self) -> None:
         """End the threads after what they are at; blocks until then. A later run starts them anew."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool = self._in_thread = None
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _serve(self) -> None:
+        # A SimpleQueue and no ThreadPool: a commit is handed over in one step,
+        # and the reactor's thread gives up the GIL once, not five times.
+        while (job := self._jobs.get()) is not None:
+            self._work(*job)
+
+    def _finish(self, done: Callable[[Any], None], result: Any) -> None:
+        self._busy -= 1
+        done(result)
 
     def _work(self, job: Callable[[], T], done: Callable[[T | Failure], None]) -> None:
         result: T | Failure
@@ -52,4 +72,7 @@ class Writers:
             result = job()
         except Exception:  # noqa: BLE001 - whatever it was, *done* decides
             result = Failure()
-        self._call_from_thread(done, result)
+        if self._in_thread is not None:
+            self._call_from_thread(done, result)
+        else:
+            self._call_from_thread(self._finish, done, result)

@@ -102,15 +102,17 @@ class ExplainTests(CommandTestCase):
 class InitTests(CommandTestCase):
     def test_plan(self):
         """It writes the named instances, each with a section that fits its name, and the stores' folder."""
-        folder = self.mktemp()
+        folder = self.folder()
 
         self.qmq("init", "01:alpha", "02:beta_2", "90:bounces", "--dir", folder, "--me", "mx.example.org")
 
         with open(os.path.join(folder, "conf-qmq"), encoding="utf-8") as file:
             text = file.read()
         conf = self.load(text)
-        self.assertEqual([(i.id, i.name, i.role) for i in conf.instances],
-                         [("01", "alpha", "normal"), ("02", "beta_2", "normal"), ("90", "bounces", "bounce")])  # fmt: skip
+        self.assertEqual(
+            [(i.id, i.name, i.role) for i in conf.instances],
+            [("01", "alpha", "normal"), ("02", "beta_2", "normal"), ("90", "bounces", "bounce")],
+        )
         self.assertEqual(conf.general.me, "mx.example.org")
         self.assertEqual(conf.instance_for(b"beta-2.example").name, "beta_2")
         self.assertTrue(os.path.isdir(os.path.join(folder, "var", "spool")))
@@ -131,8 +133,8 @@ class InitTests(CommandTestCase):
 
     def test_bad_plan(self):
         """A plan that is none leaves nothing behind."""
-        folder = self.mktemp()
+        folder = self.folder()
 
         for plan in (("alpha",), ("01:a", "01:b"), ("01:a", "02:a"), ("01:qmq",)):
             self.qmq("init", *plan, "--dir", folder, code=1)
-        self.assertEqual([n for n in os.listdir(folder) if "conf" in n] if os.path.isdir(folder) else [], [])
+        self.assertEqual([name for name in os.listdir(folder) if "conf" in name], [])

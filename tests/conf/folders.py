@@ -1,6 +1,8 @@
 """Folders with a conf-qmq, and classic files beside it, for the tests of configuration."""
 
 import os
+import shutil
+import tempfile
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,9 +29,15 @@ deliver = smtp:192.0.2.1
 class ConfTestCase(SynchronousTestCase):
     """Writes files, loads them, compares what is said of them."""
 
+    def folder(self):
+        """A folder that is gone after the test."""
+        folder = tempfile.mkdtemp(prefix="qmq-test-")
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
     def write(self, conf, files=None):
         """A folder with that conf-qmq and those files; conf-qmq's path."""
-        folder = os.path.abspath(self.mktemp())
+        folder = self.folder()
         for name, text in {"conf-qmq": conf, **(files or {})}.items():
             path = os.path.join(folder, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)

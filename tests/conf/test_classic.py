@@ -15,7 +15,9 @@ PLAN = """\
 """
 CONTROL = {
     "control/me": "mx.example.org\n",
-    "control/rcpthosts": "# ours\ncustomer1.example\n.customer1.example  \ncustomer2.example\nCustomer3.example\nbackup.example\n",
+    "control/rcpthosts": (
+        "# ours\ncustomer1.example\n.customer1.example  \ncustomer2.example\nCustomer3.example\nbackup.example\n"
+    ),
     "control/qmtproutes": (
         "customer1.example:127.0.0.1:1001\n.customer1.example:127.0.0.1:1001\ncustomer2.example:localhost;1002\n"
         "!@:127.0.0.1:1090\n:127.0.0.1:1080\n"
@@ -30,7 +32,9 @@ CONTROL = {
     "control-01/me": "out1.example.org\n",
     "control-01/queuelifetime": "1440\n",
     "control-01/concurrencyremote": "120 # as shipped\n",
-    "control-01/smtproutes": "# to the customer\ncustomer1.example:mail.customer1.example\nmany.customer1.example:192.0.2.50:26\n",
+    "control-01/smtproutes": (
+        "# to the customer\ncustomer1.example:mail.customer1.example\nmany.customer1.example:192.0.2.50:26\n"
+    ),
     "control-01/qmtproutes": "many.customer1.example:192.0.2.51\n!@:127.0.0.1:1090\n:127.0.0.1:1080\n",
     "control-01/domainips": "*:192.0.2.11|c1.example.org\n",
     "control-02/smtproutes": ":mail.customer2.example\n",
@@ -184,7 +188,7 @@ class ClassicTests(ConfTestCase):
         self.assertFalse(conf.accepts(b"a.example"))
 
     def test_morercpthosts(self):
-        """morercpthosts is the rest of rcpthosts."""
+        """Morercpthosts is the rest of rcpthosts."""
         conf = self.load(
             self.SECTIONS,
             self.classic(rcpthosts="a.example\n", morercpthosts="b.example\n",
@@ -210,7 +214,7 @@ class ClassicTests(ConfTestCase):
         self.assertEqual(conf.instances[0].qmtp_listen, ("127.0.0.1", 1024))
 
     def test_no_limit(self):
-        """qmail's 0, without limit, does not exist here: the default limit stays, and it is told."""
+        """Qmail's 0, without limit, does not exist here: the default limit stays, and it is told."""
         conf = self.load(self.SECTIONS, self.classic(databytes="0\n"))
 
         self.assertEqual(conf.primary.databytes, 50 << 20)
@@ -261,7 +265,8 @@ class ClassicTests(ConfTestCase):
     def test_two_bounce_instances(self):
         """Two instances marked by !@ are an error."""
         found = self.errors(
-            self.SECTIONS, {**self.classic(qmtproutes="!@:127.0.0.1:1001\n"), "control-80/qmtproutes": "!@:127.0.0.1:1080\n"}
+            self.SECTIONS,
+            {**self.classic(qmtproutes="!@:127.0.0.1:1001\n"), "control-80/qmtproutes": "!@:127.0.0.1:1080\n"},
         )
 
         self.assertEqual([(e[0], e[1]) for e in found], [("control-80/qmtproutes", 1)])

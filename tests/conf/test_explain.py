@@ -23,7 +23,9 @@ class ExplainTests(ConfTestCase):
         """A route is named with its own line."""
         facts = self.facts(b"u@a.shop.alpha.example")
 
-        self.assertEqual(facts["deliver"], ("mx:a.shop.alpha.example, by the route of .shop.alpha.example", "conf-qmq:18"))
+        self.assertEqual(
+            facts["deliver"], ("mx:a.shop.alpha.example, by the route of .shop.alpha.example", "conf-qmq:18")
+        )
 
     def test_elsewhere(self):
         """For another domain: relay clients only, and the line that lists them."""
@@ -37,7 +39,7 @@ class ExplainTests(ConfTestCase):
         self.assertEqual(self.facts(b"u@x.example", HEAD), {"accepted": ("no: x.example is no instance's", "")})
 
     def test_attempts(self):
-        """qmail's trap: with 1440 seconds there are exactly three attempts, the last after the lifetime."""
+        """Qmail's trap: with 1440 seconds there are exactly three attempts, the last after the lifetime."""
         conf = self.load(HEAD + "lifetime = 1440s\n")
 
         self.assertEqual(list(attempts(conf.instances[0])), [0, 400, 1600])

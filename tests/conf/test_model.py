@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.conf.model import site_for, walk
+from qmq.conf.model import site_for, spellings, walk
 from qmq.mail import Address
 from tests.conf.folders import HEAD, ConfTestCase
 
@@ -76,6 +76,15 @@ class LookupTests(ConfTestCase):
         """A domain beyond ASCII is found in UTF-8 and in its DNS form."""
         self.assertEqual(self.owner("bücher.example".encode()), "beta")
         self.assertEqual(self.owner(b"xn--bcher-kva.example"), "beta")
+
+    def test_spellings_of_patterns(self):
+        """However a pattern is written, both forms are its keys; IDNA 2003's third ones are others' domains."""
+        both = {"stra\u00dfe.example".encode(), b"xn--strae-oqa.example"}
+        self.assertEqual(set(spellings("stra\u00dfe.example".encode())), both)
+        self.assertEqual(set(spellings(b"xn--strae-oqa.example")), both)
+        self.assertEqual(set(spellings(b".xn--strae-oqa.example")), {b"." + one for one in both})
+        self.assertEqual(list(spellings(b"xn--a.example")), [b"xn--a.example"])
+        self.assertEqual([list(spellings(one)) for one in (b"*", b"a.example")], [[b""], [b"a.example"]])
 
     def test_accepts(self):
         """Strangers may send to listed domains only; the default instance opens nothing."""

@@ -178,8 +178,9 @@ class Gateway:
         lines += ["[qmq]", "me = gateway.test", f"spool = {self.spool}", qmq]
         lines += ["[primary]", f"listen = 127.0.0.1:{self.port}", "limit-exempt = 127.0.0.0/8", primary]
         for name, (domain, route) in zip(names, domains.items(), strict=True):
-            lines += [f"[{name}]", f"domains = {domain}", f"deliver = {route}", "qmtp-listen = none"]
-            lines += [sections.get(name, "")]
+            lines += [f"[{name}]", f"domains = {domain}", f"deliver = {route}"]
+            more = sections.get(name, "")
+            lines += [more] if "qmtp-listen" in more else ["qmtp-listen = none", more]
         if bounces:
             lines += ["[bounces]", "role = bounce", "qmtp-listen = none"]
             lines += [f"deliver = {bounce_route}"] if bounce_route else []

@@ -264,9 +264,9 @@ class OrderTests(AttackCase):
 
     def test_chunk_without_mail(self):
         """After a chunk that belongs to nothing, DATA has nothing either."""
-        self.assertEqual(self.dialogue(b"BDAT 5\r\nhello", b"DATA", b"RCPT TO:<bob@one.test>", b"BDAT 0 LAST"), [503] * 4)
+        self.assertEqual(self.dialogue(b"BDAT 7\r\nhello", b"DATA", b"RCPT TO:<bob@one.test>", b"BDAT 0 LAST"), [503] * 4)
         self.assertEqual(
-            self.dialogue(b"MAIL FROM:<a@b.test>", b"BDAT 3\r\nabc", b"DATA", b"BDAT 0 LAST"), [250, 503, 503, 503]
+            self.dialogue(b"MAIL FROM:<a@b.test>", b"BDAT 5\r\nabc", b"DATA", b"BDAT 0 LAST"), [250, 503, 503, 503]
         )
 
     def test_refused_text(self):
@@ -286,7 +286,7 @@ class OrderTests(AttackCase):
         client.say("MAIL FROM:<a@b.test>")
         self.assertEqual(client.say("DATA")[:3], b"503")
         client.say("RCPT TO:<bob@one.test>")
-        self.assertEqual(client.say("VRFY <odd@\xff")[:1], b"5")
+        self.assertEqual(client.say(b"VRFY <odd@\xff\x00")[:1], b"5")
         self.assertEqual(client.say("VRFY <odd@")[:3], b"252")
         self.assertEqual(client.say("DATA")[:3], b"354")
         self.assertEqual(client.say("X-Mark: v\r\n\r\n.")[:3], b"250")

@@ -534,7 +534,9 @@ class SpoolConformance:
         """The oldest due comes first, as many as are asked for, and none that is not due."""
         store = self.opened()
         now = self.wall()
-        numbers = [self.waiting(store, now + due, site).number for due, site in ((3, ORG), (1, COM), (2, ORG), (9, COM))]
+        numbers = [
+            self.waiting(store, now + due, site).number for due, site in ((3, ORG), (1, COM), (2, ORG), (9, COM))
+        ]
 
         first = self.claimed(store, 2, now=now + 5)
         rest = self.claimed(store, now=now + 5)

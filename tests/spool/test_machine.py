@@ -1,0 +1,233 @@
+"""Any sequence of operations and crashes against a model of a few dicts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from twisted.internet.task import Clock
+
+from qmq.mail import Address, Envelope, MemoryBody, Message, Reply, Token
+from qmq.spool.memory import Memory, MemorySpool
+from qmq.spool.sqlite import SQLiteSpool
+from qmq.spool.table import NONE
+from qmq.spool.writer import Writers
+from tests.spool.conformance import without
+
+PEOPLE = [Address(bytes([65 + i]), b"site%d" % (i % 3)) for i in range(6)]
+LATER = Reply(451, "4.4.1", "later")
+people = st.lists(st.sampled_from(PEOPLE), min_size=1, max_size=4, unique=True)
+now = Writers(call_from_thread=lambda f, *a: f(*a), in_thread=lambda f, *a: f(*a))
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """
+    *promised*: each (token, recipient) that was kept, until it is settled: "to do" or "done".
+
+    The promise: what was kept and not settled is in the store or in hand, once; what
+    was settled never comes back, but for settles that a crash swallowed.
+    """
+
+    def make(self) -> Any:
+        raise NotImplementedError
+
+    def crash_image(self) -> None:
+        raise NotImplementedError
+
+    @initialize()
+    def begin(self) -> None:
+        self.clock, self.past = Clock(), 1000.0
+        self.promised: dict[tuple[int, Address], str] = {}
+        self.unsure: set[tuple[int, Address]] = set()  # settled, perhaps not written
+        self.hand: dict[int, Any] = {}
+        self.last_number = 0
+        self.open()
+
+    def open(self) -> None:
+        self.store = self.make()
+        self.started: list[None] = []
+        self.store.start().addCallback(self.started.append)
+        assert self.started
+        self.hand.clear()
+
+    def result(self, deferred: Any) -> Any:
+        results: list[Any] = []
+        deferred.addCallback(results.append)
+        for _ in range(4):
+            self.clock.advance(0)
+        return results[0]
+
+    def wall(self) -> float:
+        return self.past + self.clock.seconds()
+
+    @rule(seq=st.integers(1, 8), some=people, twice=st.booleans())
+    def keep(self, seq: int, some: list[Address], twice: bool) -> None:
+        token = Token(b"peer", seq)
+        whole = Message(Envelope(token, PEOPLE[0], tuple(some)), b"", MemoryBody(b"%d" % seq))
+        sites = [one.domain for one in some]
+        kept = [self.store.keep(whole, sites, 0) for _ in range(1 + twice)]
+        entries = [entry for each in kept for entry in self.result(each)]
+        found = [(seq, one) for entry in entries for one in entry.message.envelope.recipients]
+        assert sorted(map(repr, found)) == sorted(repr((seq, one)) for one in some if (seq, one) not in self.promised)
+        for entry in entries:
+            assert entry.number > self.last_number
+            self.last_number = entry.number
+            self.hand[entry.number] = entry
+        self.promised.update(dict.fromkeys(found, "to do"))
+
+    @rule(data=st.data(), how=st.sampled_from(["done", "some", "later", "bounce", "release"]), wait=st.booleans())
+    def settle(self, data: st.DataObject, how: str, wait: bool) -> None:
+        if not self.hand:
+            return
+        number = data.draw(st.sampled_from(sorted(self.hand)))
+        entry = self.hand[number]
+        todo = entry.message.envelope.recipients
+        gone: tuple[Address, ...] = ()
+        if how == "release":
+            self.store.release(entry, self.wall() + data.draw(st.integers(-5, 5)))
+        else:
+            gone = {"done": todo, "some": todo[:1]}.get(how, ())
+            if how == "bounce":
+                entry.bouncing = (*entry.bouncing, *((one, LATER) for one in todo))
+                without(entry, *todo)
+                entry.due = self.wall()
+            elif how in {"later", "some"}:
+                entry.due = self.wall() + data.draw(st.integers(0, 5))
+                entry.last = {one: LATER for one in todo}
+            if how == "done":
+                gone = (*gone, *(one for one, _ in entry.bouncing))
+                entry.bouncing = ()
+            self.store.settle(without(entry, *gone))
+        del self.hand[number]
+        seq = entry.message.envelope.token.seq
+        for one in gone:
+            self.promised[seq, one] = "done"
+            self.unsure.add((seq, one))
+        if wait:
+            self.clock.advance(1)
+            self.unsure.clear()
+
+    @rule(
+        limit=st.integers(1, 5),
+        busy=st.lists(st.sampled_from([b"site0", b"site1"]), unique=True),
+        ahead=st.integers(0, 9),
+    )
+    def claim(self, limit: int, busy: list[bytes], ahead: int) -> None:
+        due = self.result(self.store.next_due(busy))
+        entries = self.result(self.store.claim(self.wall() + ahead, limit, busy))
+        self.unsure.clear()
+        assert bool(entries) == (due is not None and due <= self.wall() + ahead)
+        for entry in entries:
+            assert entry.site not in busy
+            assert entry.number not in self.hand
+            self.hand[entry.number] = entry
+            seq = entry.message.envelope.token.seq
+            body = self.result(self.store.body(entry))
+            assert body.data == b"%d" % seq
+
+    @rule()
+    def all_at_once(self) -> None:
+        self.result(self.store.due_now({}))
+        self.unsure.clear()
+
+    @rule(seconds=st.integers(0, 3))
+    def time_passes(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+        if seconds:
+            self.unsure.clear()
+
+    @rule()
+    def restart(self) -> None:
+        stopped: list[None] = []
+        self.store.stop().addCallback(stopped.append)
+        assert stopped
+        self.unsure.clear()
+        self.open()
+
+    @rule()
+    def crash(self) -> None:
+        self.crash_image()
+        # What the dead process meant to do later it does no more.
+        self.past += self.clock.seconds()
+        self.clock = Clock()
+        self.open()
+        everything = self.result(self.store.find({}, 0, 1000))
+        there = {
+            (entry.message.envelope.token.seq, one)
+            for entry in everything
+            for one in (*entry.message.envelope.recipients, *(one for one, _ in entry.bouncing))
+        }
+        for key in self.unsure & there:
+            self.promised[key] = "to do"
+        self.unsure.clear()
+
+    @invariant()
+    def in_hand(self) -> None:
+        if hasattr(self, "store"):
+            assert self.store.in_hand == len(self.hand)
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.nothing_lost_nothing_double()
+
+    @rule()
+    def nothing_lost_nothing_double(self) -> None:
+        # Looking in writes what was settled first.
+        everything = self.result(self.store.find({}, 0, 1000))
+        self.unsure.clear()
+        there = [
+            (entry.message.envelope.token.seq, one)
+            for entry in everything
+            for one in (*entry.message.envelope.recipients, *(one for one, _ in entry.bouncing))
+        ]
+        assert len(there) == len(set(there))
+        assert set(there) == {key for key, state in self.promised.items() if state == "to do"}
+        assert self.store.messages == len(everything)
+        assert self.store.octets == sum(entry.message.size for entry in everything)
+        assert self.store.oldest == min((entry.number for entry in everything), default=NONE)
+
+
+class MemoryMachine(SpoolMachine):
+    def make(self) -> Any:
+        if not hasattr(self, "memory"):
+            self.memory = Memory()
+        return MemorySpool(self.memory, clock=self.clock, wall=self.wall)
+
+    def crash_image(self) -> None:
+        self.memory.holder = None
+
+
+class SQLiteMachine(SpoolMachine):
+    def make(self) -> Any:
+        if not hasattr(self, "root"):
+            self.root = tempfile.mkdtemp(prefix="qmq-machine-")
+            self.starts = 0
+        return SQLiteSpool(
+            os.path.join(self.root, str(self.starts)),
+            clock=self.clock, wall=self.wall, writers=now, reserve=0, inodes=0, inline=1, idle=2,
+        )  # fmt: skip
+
+    def crash_image(self) -> None:
+        before = os.path.join(self.root, str(self.starts))
+        self.starts += 1
+        shutil.copytree(before, os.path.join(self.root, str(self.starts)))
+        self.store._table.close()
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "root"):
+            self.store._table.close()
+            shutil.rmtree(self.root)
+
+
+MEMORY = settings(max_examples=60, stateful_step_count=40, deadline=None)
+DISK = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+TestMemoryMachine = MemoryMachine.TestCase
+TestMemoryMachine.settings = MEMORY
+TestSQLiteMachine = SQLiteMachine.TestCase
+TestSQLiteMachine.settings = DISK

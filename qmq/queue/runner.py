@@ -122,8 +122,13 @@ class Queue(MultiService):
     # The joint
 
     def send(self, message: Message) -> Deferred[Sequence[Reply]]:
-        """Keep; 250 for all when it is durable. Nothing is said of other tokens: no tombstone goes by it."""
-        return self.send_in_doubt(message, 0)
+        """
+        Keep; 250 for all when it is durable.
+
+        A token of our own store comes once, so it leaves no tombstone; of other peers' nothing is said.
+        """
+        token = message.envelope.token
+        return self.send_in_doubt(message, token.seq + 1 if token.peer == self.spool.tag else 0)
 
     def send_in_doubt(self, message: Message, low: int) -> Deferred[Sequence[Reply]]:
         """As `send`; below *low* nothing of the token's peer is in doubt any more."""

@@ -413,3 +413,284 @@ class AddressTests(AttackCase):
             self.assertRegex(client.say(b"RCPT TO:<" + raw + b"@one.test>").decode(), r"^(501|553) ")
         self.assertEqual(client.say("RCPT TO:<bob@one.test>")[:3], b"250")
         client.close()
+
+
+def with_tls():
+    """A customer, and STARTTLS."""
+    return House(primary=f"certificate = {pem()}")
+
+
+class ServerTLSTests(AttackCase):
+    """STARTTLS, as a man in the middle or a bad client would have it."""
+
+    make = staticmethod(with_tls)
+
+    def upgrade(self, client, context=None):
+        """The session in TLS; what is read ahead in clear would be lost, as it should."""
+        client.socket = (context or client_tls()).wrap_socket(client.socket)
+        client.lines = client.socket.makefile("rb")
+
+    def test_mail(self):
+        """Mail by TLS arrives, and its Received field says so."""
+        client = self.house.client()
+        self.assertIn(b"STARTTLS", client.ehlo)
+        self.assertEqual(client.say("STARTTLS")[:3], b"220")
+        self.upgrade(client)
+        self.assertNotIn(b"STARTTLS", client.say("EHLO client.test"))
+
+        self.assertEqual(client.mail("bob@one.test")[:3], b"250")
+
+        [(_, _, text)] = self.settled()
+        self.assertIn(b"with ESMTPS", text)
+
+    def test_injection(self):
+        """What came in clear behind STARTTLS, in one segment, is neither run nor answered inside TLS."""
+        for behind in (b"NOOP\r\n", HELLO + ENVELOPE + b"DATA\r\n", b"EHLO evil", b"\r\n", b"RSET\r\n" * 1000):
+            client = self.house.client()
+            client.write(b"STARTTLS\r\n" + behind)
+            self.assertEqual(client.reply()[:3], b"220")
+            self.upgrade(client)
+            client.socket.settimeout(0.2)
+            self.assertRaises(TimeoutError, client.socket.recv, 1)
+            client.socket.settimeout(10)
+            client.lines = client.socket.makefile("rb")
+            self.assertEqual(client.say("MAIL FROM:<a@source.test>")[:3], b"503", behind)
+            self.assertEqual(client.say("EHLO client.test")[:3], b"250")
+            client.close()
+        self.assertEqual(self.settled(), [])
+
+    def test_order(self):
+        """With an argument, before EHLO, twice; and a transaction begun in clear is forgotten."""
+        client = self.house.client()
+        self.assertEqual(client.say("STARTTLS now")[:3], b"501")
+        self.assertEqual(client.say("MAIL FROM:<a@source.test>")[:3], b"250")
+        self.assertEqual(client.say("RCPT TO:<bob@one.test>")[:3], b"250")
+        self.assertEqual(client.say("STARTTLS")[:3], b"220")
+        self.upgrade(client)
+        self.assertEqual([client.say(line)[:3] for line in ("RCPT TO:<bob@one.test>", "DATA", "MAIL FROM:<>")], [b"503"] * 3)
+        self.assertEqual(client.say("EHLO client.test")[:3], b"250")
+        self.assertEqual(client.say("STARTTLS")[:2], b"50")
+        self.assertEqual(client.say("DATA")[:3], b"503")
+        self.assertEqual(client.mail("bob@one.test")[:3], b"250")
+
+    def test_old_protocols(self):
+        """TLS below 1.2, and key exchange by static RSA, come to nothing; the session is closed."""
+        old = {"ciphers": "ALL:@SECLEVEL=0", "minimum_version": ssl.TLSVersion.TLSv1}
+        for settings in (
+            {**old, "maximum_version": ssl.TLSVersion.TLSv1}, {**old, "maximum_version": ssl.TLSVersion.TLSv1_1},
+            {"ciphers": "AES128-SHA:AES128-GCM-SHA256:@SECLEVEL=0", "maximum_version": ssl.TLSVersion.TLSv1_2},
+        ):  # fmt: skip
+            client = self.house.client()
+            client.say("STARTTLS")
+            raised = self.assertRaises(ssl.SSLError, self.upgrade, client, client_tls(**settings))
+            self.assertRegex(str(raised).upper(), "ALERT")
+            client.close()
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            client = self.house.client()
+            client.say("STARTTLS")
+            self.upgrade(client, client_tls(maximum_version=version, minimum_version=version))
+            self.assertEqual(client.say("EHLO client.test")[:3], b"250")
+            client.close()
+
+    def test_broken_handshakes(self):
+        """A handshake that is garbage, or is given up, ends that session alone; one that never ends holds up nobody."""
+        hanging = []
+        for said in (b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01"):
+            for _ in range(15):
+                client = self.house.client()
+                client.say("STARTTLS")
+                client.write(said)
+                hanging.append(client)
+        for garbage in (b"EHLO c.test\r\n" * 5, b"\x00" * 100, b"\x16\x03\x01\xff\xff" + b"x" * 70000, b"\x80\x2e\x01\x00\x02" * 20):
+            client = self.house.client()
+            client.say("STARTTLS")
+            with contextlib.suppress(ConnectionError):
+                client.write(garbage)
+            self.assertNotIn(b"still open", drain(client.socket))
+            client.close()
+
+        began = time.monotonic()
+        self.assertEqual(self.house.client().mail("bob@one.test")[:3], b"250")
+        self.assertLess(time.monotonic() - began, 2)
+        for client in hanging:
+            client.close()
+
+
+MODES = ("honest", "inject", "inject-later", "strip", "454", "garbage", "plain", "hang")
+
+
+class CheatedTests(SynchronousTestCase):
+    """Customers' hosts, or men before them, that cheat about STARTTLS."""
+
+    def test_nothing_believed(self):
+        """Nothing is reported as delivered that the true host did not take; TLS is used where it can be had, else clear."""
+        leave()
+        hosts = {mode: TLSSink(mode) for mode in MODES}
+        gateway = Gateway(
+            {f"{mode}.test": f"smtp:127.0.0.1:{host.port}" for mode, host in hosts.items()},
+            sections=dict.fromkeys(MODES, "retry = 1s*5 60s"),
+        )
+        self.addCleanup(gateway.clear)
+        for host in hosts.values():
+            self.addCleanup(host.close)
+        gateway.start()
+        for mode in MODES:
+            self.assertTrue(gateway.client().mail(f"bob@{mode}.test", mark=mode).startswith(b"250"))
+
+        taking = {"honest": True, "strip": False, "454": False}
+        until(lambda: all(hosts[mode].taken for mode in taking))
+        until(lambda: all(gateway.text().count(f"deferred id=") and f"queue={mode} " in gateway.text() for mode in ("inject",)))
+        time.sleep(2.5)  # a second attempt, and a third
+
+        self.assertEqual({mode: [inside for _, inside in hosts[mode].taken] for mode in taking}, {m: [t] for m, t in taking.items()})
+        log = gateway.text()
+        for mode, host in hosts.items():
+            self.assertEqual(len(re.findall(rf" delivered .* queue={mode} ", log)), len(host.taken), mode)
+        stat = gateway.stat()
+        for mode in ("inject", "inject-later"):
+            self.assertEqual((hosts[mode].taken, stat[mode]["queued"]), ([], 1), mode)
+        # What was said in clear behind the 220 is no reason to hand the mail over in clear.
+        self.assertNotIn((b"MAIL", False), hosts["inject"].said)
+        self.assertEqual(hosts["hang"].taken, [])
+        for word in ("Traceback", "Unhandled"):
+            self.assertNotIn(word, log, log[-3000:])
+
+
+QMTP_PORT = []
+
+
+def with_qmtp():
+    """A customer whose instance listens for QMTP."""
+    QMTP_PORT[:] = [free_port()]
+    return House(adapt=lambda text: text.replace("qmtp-listen = none", f"qmtp-listen = 127.0.0.1:{QMTP_PORT[0]}", 1))
+
+
+def net(data):
+    """A netstring."""
+    return b"%d:%b," % (len(data), data)
+
+
+def package(text=b"\nSubject: q\n\nhello\n", sender=b"a@source.test", *recipients):
+    """A QMTP package."""
+    return net(text) + net(sender) + net(b"".join(map(net, recipients or (b"bob@one.test",))))
+
+
+class QMTPTests(AttackCase):
+    """An instance's QMTP port."""
+
+    make = staticmethod(with_qmtp)
+
+    def send(self, data, *, step=0, end=True):
+        """What comes back until the end; we say no more after *data*."""
+        with socket.create_connection(("127.0.0.1", QMTP_PORT[0]), 10) as connection:
+            with contextlib.suppress(ConnectionError):
+                send_in(connection, data, step)
+                if end:
+                    connection.shutdown(socket.SHUT_WR)
+            return drain(connection)
+
+    def answers(self, data):
+        """The first octets of the answers."""
+        return re.findall(rb"\d+:([KZD])", self.send(data))
+
+    def test_segments(self):
+        """Packages are taken however they are cut, and answered in order, a recipient each."""
+        packages = package() + package(b"\rSubject: q\r\n\r\nhello\r\n", b"", b"bob@one.test", b"x@foreign.test", b"eve@one.test")
+        for step in (1, 7, 0):
+            got = self.send(packages, step=step)
+            self.assertEqual(re.findall(rb"\d+:([KZD])", got), [b"K", b"K", b"D", b"K"], got)
+            self.assertNotIn(b"still open", got)
+
+        self.assertEqual({text[-9:] for _, _, text in self.settled()}, {b"\r\nhello\r\n"})
+        self.assertEqual((self.house.world.messages, len(self.taken())), ([], 6))
+
+    def test_lengths(self):
+        """A length that is not plain digits ends the session with nothing taken and nothing answered."""
+        good = package()
+        rest = good.partition(b":")[2]
+        forms = [b"", b"+19", b"-19", b" 19", b"19 ", b"0x13", b"1_9", "١٩".encode(), "１９".encode(), "²".encode(), b"019", b"1e1", b"19.0",
+                 b"18446744073709551635", b"4294967315", b"9" * 100, b"0" * 100 + b"19", b"9" * 100000, b"0" * 100000, b"\x0019", b"19\n", b"\t19"]  # fmt: skip
+        for form in forms:
+            for whole in (form + b":" + rest, good.replace(b"13:a@", form + b":a@"), good.replace(b"12:bob", form + b":bob")):
+                got = self.send(whole)
+                self.assertEqual(got, b"", (form, whole[:60]))
+        for broken in (
+            good.replace(b"hello\n,", b"hello\n"), good.replace(b"hello\n,", b"hello\n;"), good.replace(b"19:", b"18:", 1),
+            good.replace(b"19:", b"20:", 1), good[:-1] + b"x", good.replace(b"12:bob", b"13:bob"), good.replace(b"12:bob", b"11:bob"),
+            good.replace(b"16:12:", b"17:12:"), net(b"") + good, net(b"xSubject: x\n") + good, net(b"\x00x") + good, net(b"\x01x") + good,
+            net(b"\n") + net(b"") + net(b"x"), b":" * 100, b"," * 100, HELLO + ENVELOPE, b"GET / HTTP/1.0\r\n\r\n",
+        ):  # fmt: skip
+            self.assertNotIn(b"K", self.send(broken), broken[:60])
+
+        self.assertEqual(self.settled(), [])
+
+    def test_addresses(self):
+        """An address with a control octet is refused, each for itself; nothing of it goes on."""
+        for octet in (*range(32), 127):
+            bad = b"bob%c@one.test" % octet
+            self.assertEqual(self.answers(package(b"\nx\n", b"a%c@b.test" % octet)), [b"D"], octet)
+            self.assertEqual(self.answers(package(b"\nx\n", b"a@b.test", bad, b"bob@one%c.test" % octet, b"bob@one.test>\r\nRCPT TO:<x@y")), [b"D"] * 3)
+        for odd in (b"bob@foreign.test", b"bob@one.test@foreign.test", b"", b"@", b"bob@", b"bob@one.test> BODY=8BITMIME", b"b@one.test,b@x.test",
+                    b"@one.test:x@foreign.test", b"\xff@one.test", b"a" * 2000 + b"@one.test"):  # fmt: skip
+            self.assertEqual(self.answers(package(b"\nx\n", b"a@b.test", odd)), [b"D"], odd)
+
+        self.assertEqual(self.settled(), [])
+        self.assertEqual(self.house.world.messages, [])
+
+    def test_odd_local_parts(self):
+        """QMTP has no quotes: what needs them by SMTP gets them there, and stays one local part."""
+        odd = [b"a b", b"x> BODY=7BIT <y", b'a"b', b"a\\b", b"u@foreign.test", b"a..b", b".a", b"a.", b"%s", b"a,b"]
+        for local in odd:
+            self.assertEqual(self.answers(package(b"\nx\n", local + b"@source.test", local + b"@one.test")), [b"K"], local)
+
+        got = {recipients[0] for _, recipients, _ in self.settled()}
+        self.assertEqual(len(got), len(odd))
+        for recipient in got:
+            self.assertRegex(recipient.decode(), r'^(?:[a-z%]+|"(?:[^"\\]|\\.)*")@one\.test$')
+
+    def test_dialogue_in_bodies(self):
+        """Bodies of both codes that hold SMTP's end marks and commands arrive as one text, or are refused; never a bare CR or LF."""
+        taken = 0
+        for code, line in ((b"\n", b"\n"), (b"\r", b"\r\n")):
+            inner = INNER.replace(b"\r\n", line)
+            for mark in (line + b"." + line, line + b".." + line, *LOOK_ALIKES):
+                got = self.answers(package(code + b"Subject: outer" + line * 2 + b"before" + mark + inner))
+                self.assertIn(got, ([b"K"], [b"D"]))
+                taken += got == [b"K"]
+                if mark == line + b"." + line:
+                    self.assertEqual(got, [b"K"])
+
+        self.assertEqual(len(self.settled()), taken)
+        for sender, _, text in self.taken():
+            self.assertNotIn(b"evil@inner.test", sender)
+            self.assertFalse(bare(text), text)
+            self.assertTrue(text.endswith(b"\r\nSubject: inner\r\n\r\nsmuggled\r\n.\r\n"), text)
+
+    def test_cut_anywhere(self):
+        """A package that is cut, by FIN or by RST, is not taken; sent again, it arrives once."""
+        whole = package(b"\nX-Mark: q\n\nhello\n")
+        for at in range(len(whole)):
+            self.assertEqual(self.send(whole[:at]), b"")
+            with socket.create_connection(("127.0.0.1", QMTP_PORT[0]), 10) as connection:
+                connection.sendall(whole[:at])
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        self.assertEqual(self.settled(), [])
+        self.assertEqual(self.answers(whole), [b"K"])
+        self.assertEqual(len(self.settled()), 1)
+
+    def test_nothing_vouched(self):
+        """Over TCP nobody speaks in a peer's name: the extension is not taken, whatever it says."""
+        for body in (b"\x01", b"\x01" + b"token=x", b"\x01" + bytes(60)):
+            self.assertEqual(self.send(net(body) + package()), b"")
+        self.assertEqual(self.settled(), [])
+
+    def test_many_recipients(self):
+        """Of 20 000 recipients the first 1000 are taken, and each of the others has its answer."""
+        many = [b"u%d@one.test" % n for n in range(20000)]
+        began = time.monotonic()
+        got = self.answers(package(b"\nX-Mark: many\n\nx\n", b"a@b.test", *many))
+
+        self.assertEqual((got[:1000], set(got[1000:]), len(got)), ([b"K"] * 1000, {b"Z"}, 20000))
+        self.assertLess(time.monotonic() - began, 3)
+        until(lambda: sum(len(recipients) for _, recipients, _ in self.taken()) == 1000)

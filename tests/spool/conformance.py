@@ -60,7 +60,7 @@ class SpoolConformance:
         """Change an octet of this entry's record, of a stopped store."""
         raise NotImplementedError
 
-    def fail(self, failing: bool) -> None:
+    def break_disk(self, failing: bool) -> None:
         """From now on the disk has I/O errors, or no more."""
         raise NotImplementedError
 
@@ -211,7 +211,7 @@ class SpoolConformance:
         self.settled(store, without(entry, BOB))
 
         store = self.again(store)
-        found = [one for one in self.claimed(store, now=self.wall() + 5) if one.site == ORG][0]
+        found = next(one for one in self.claimed(store, now=self.wall() + 5) if one.site == ORG)
 
         self.assertEqual(found.message.envelope, entry.message.envelope)
         self.assertEqual(found.message.fields, entry.message.fields)
@@ -825,7 +825,7 @@ class SpoolConformance:
         store = self.opened()
         (done,) = self.kept(store, ANN)
         (stays,) = self.kept(store, CYD)
-        self.fail(True)
+        self.break_disk(True)
         kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
         store.settle(without(done, ANN))
 
@@ -837,7 +837,7 @@ class SpoolConformance:
         self.clock.pump([1] * 10)
         self.assertFalse(store.free())
 
-        self.fail(False)
+        self.break_disk(False)
         self.clock.pump([1] * 10)
         self.assertEqual(store.messages, 1)
         self.assertEqual(len(self.kept(store, BOB)), 1)
@@ -852,12 +852,12 @@ class SpoolConformance:
         (entry,) = self.kept(store, ANN)
         store.settle(without(entry, ANN))
         kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
-        self.fail(True)
+        self.break_disk(True)
 
         self.successResultOf(store.stop())
         self.failureResultOf(kept, SpoolTrouble)
 
-        self.fail(False)
+        self.break_disk(False)
         self.flushLoggedErrors(SpoolTrouble)
         self.assertIn(ANN, [one.message.envelope.recipients[0] for one in self.claimed(self.opened())])
 

@@ -98,7 +98,7 @@ class SpoolMachine(RuleBasedStateMachine):
                 entry.due = self.wall()
             elif how in {"later", "some"}:
                 entry.due = self.wall() + data.draw(st.integers(0, 5))
-                entry.last = {one: LATER for one in todo}
+                entry.last = dict.fromkeys(todo, LATER)
             if how == "done":
                 gone = (*gone, *(one for one, _ in entry.bouncing))
                 entry.bouncing = ()

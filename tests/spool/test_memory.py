@@ -30,7 +30,7 @@ class MemorySpoolTests(SpoolConformance, SynchronousTestCase):
         row = self.memory.rows[number]
         self.memory.rows[number] = (*row[:9], row[9][:-8] + b"?" + row[9][-7:])
 
-    def fail(self, failing: bool) -> None:
+    def break_disk(self, failing: bool) -> None:
         self.memory.trouble = Broken("disk I/O error") if failing else None
 
     def fill(self, full: bool) -> None:

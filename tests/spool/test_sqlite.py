@@ -50,7 +50,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         connection.execute("UPDATE message SET record = ? WHERE number = ?", (record, number))
         connection.close()
 
-    def fail(self, failing: bool) -> None:
+    def break_disk(self, failing: bool) -> None:
         self.vfs.sync = failing
 
     def fill(self, full: bool) -> None:

@@ -87,9 +87,7 @@ class _Demo:
         try:
             from twisted.internet.defer import ensureDeferred  # noqa: PLC0415 - as above
 
-            self._reactor.callWhenRunning(
-                lambda: ensureDeferred(self._show(smtp)).addErrback(self._fail, failed)
-            )
+            self._reactor.callWhenRunning(lambda: ensureDeferred(self._show(smtp)).addErrback(self._fail, failed))
             self._reactor.run()
         finally:
             self._gateway.send_signal(signal.SIGTERM)

@@ -47,7 +47,7 @@ def stat(conf: str, as_json: bool) -> None:
             click.echo(json.dumps(fact))
         return
     table = Table(title="queues", title_justify="left")
-    table.add_column("queue")
+    table.add_column("queue", no_wrap=True)
     for column in ("queued", "in hand", "delivered", "deferred", "bounced", "p50", "p99"):
         table.add_column(column, justify="right")
     table.add_column("state")

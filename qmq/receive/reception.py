@@ -70,6 +70,7 @@ class Reception:
         wall: Clock,
         limits: Limits = Limits(),  # noqa: B008 - a value
         starttls: bool = False,
+        greeting: str = "",
     ) -> None:
         self.policy = policy
         self.hop = hop
@@ -86,7 +87,7 @@ class Reception:
             f"{name}\nPIPELINING\nSIZE {limits.databytes}\n8BITMIME\nSMTPUTF8\n"
             "ENHANCEDSTATUSCODES\nCHUNKING\nBINARYMIME"
         )
-        self.banner = Reply(220, "", f"{name} ESMTP")
+        self.banner = Reply(220, "", f"{greeting or name} ESMTP")
         self.helo = Reply(250, "", name)
         self.ehlo = Reply(250, "", f"{offers}\nSTARTTLS\nHELP" if starttls else f"{offers}\nHELP")
         self.ehlo_in_tls = Reply(250, "", f"{offers}\nHELP")

@@ -6,8 +6,9 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from typing import Any
 
 from qmq.conf.model import Conf
@@ -54,8 +55,9 @@ def open_house(reactor: Any, conf: Conf) -> House:
     else:
         descriptor = os.open(conf.general.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     resolver = Resolver(reactor)
-    mx = MX(resolver, own=lambda: own_addresses(conf), own_names=[conf.general.me], random=random.SystemRandom())
-    return House(
+    own = OwnAddresses(reactor, lambda: house.conf)
+    mx = MX(resolver, own=own, own_names=[conf.general.me], random=random.SystemRandom())
+    house = House(
         reactor,
         conf,
         EventLog(to_descriptor(descriptor), reactor, time.time),
@@ -63,11 +65,45 @@ def open_house(reactor: Any, conf: Conf) -> House:
         resolver,
         mx,
     )
+    return house
 
 
-def own_addresses(conf: Conf) -> Collection[str]:
-    """The addresses that the primary listens on, for the guard against loops; wildcards are found by name."""
-    return {host for host, _ in conf.primary.listen if host not in ("", "0.0.0.0", "::")}
+class OwnAddresses:
+    """
+    The addresses at which the primary can be reached, for the guard against mail loops.
+
+    Those that it listens on; where it listens on all, those of this machine,
+    looked at again after a minute.
+    """
+
+    def __init__(self, reactor: Any, conf: Callable[[], Conf]) -> None:
+        self._reactor = reactor
+        self._conf = conf
+        self._known: frozenset[str] = frozenset()
+        self._until = float("-inf")
+
+    def __call__(self) -> Collection[str]:
+        """As text, IPv6 in its short form."""
+        if self._reactor.seconds() >= self._until:
+            self._until = self._reactor.seconds() + 60
+            hosts = {host for host, _ in self._conf().primary.listen}
+            named = hosts - {"", "0.0.0.0", "::"}
+            self._known = frozenset(named if named == hosts else named | machine_addresses())
+        return self._known
+
+
+def machine_addresses(proc: str = "/proc/net") -> set[str]:
+    """The addresses of this machine's interfaces, as Linux lists them; what can't be read is left out."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError), open(f"{proc}/fib_trie", encoding="ascii") as lines:
+        last = ""
+        for line in lines:
+            if "host LOCAL" in line:
+                found.add(last)
+            last = line.split()[-1] if line.split() else ""
+    with contextlib.suppress(OSError), open(f"{proc}/if_inet6", encoding="ascii") as lines:
+        found |= {str(IPv6Address(int(line.split()[0], 16))) for line in lines}
+    return found
 
 
 def spool(house: House, folder: str) -> Store:

@@ -187,7 +187,7 @@ class PrimaryService(MultiService):
         reception = Reception(
             me=conf.general.me.encode(), policy=Policy([*checkers, ("intake", self.intake)], house.reactor),
             hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end, log=house.log, clock=house.reactor,
-            wall=house.wall, limits=limits, starttls=tls is not None,
+            wall=house.wall, limits=limits, starttls=tls is not None, greeting=primary.greeting,
         )  # fmt: skip
         crowd = Crowd(primary.sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
         deadlines = Deadlines(idle=primary.timeout, session=primary.session)

@@ -154,11 +154,12 @@ class Gathering:
             return outcome
 
         def worked(result: Outcome | Failure) -> None:
-            self._working = False
+            # Whoever is told now may ask for more, or stop us; that is looked at when all have been told.
             if isinstance(result, Failure):
                 self._failed(batch, result)
             else:
                 self._done(batch, result)
+            self._working = False
             self._go_on()
 
         self._working = True

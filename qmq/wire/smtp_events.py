@@ -103,4 +103,18 @@ class Malformed:
     close: bool = False
 
 
-Event = RcptTo | BodyPart | MailFrom | DataStart | Chunk | Hello | Reset | Noop | Quit | Verify | Help | StartTLS | Malformed
+Event = (
+    RcptTo
+    | BodyPart
+    | MailFrom
+    | DataStart
+    | Chunk
+    | Hello
+    | Reset
+    | Noop
+    | Quit
+    | Verify
+    | Help
+    | StartTLS
+    | Malformed
+)

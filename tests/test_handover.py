@@ -38,6 +38,8 @@ JOE = Address(b"joe", b"source.test")
 POSTMASTER = Address(b"postmaster", b"gateway.test")
 NO = Reply(550, "5.1.1", "no such mailbox")
 LATER = Reply(451, "4.3.0", "busy")
+_MARK = re.compile(rb"(?:X-Mark|X-Qmq-Queue-ID): (\S+)")
+_ABOUT = re.compile(rb"Final-Recipient: rfc822; (\S+)")
 
 
 class End(StringTransport):
@@ -61,7 +63,9 @@ class Link:
 
     def pump(self):
         """Carry what there is; whether there was anything."""
-        return self.alive and (self._carry("request", self.there, self.server) or self._carry("answer", self.back, self.line))
+        return self.alive and (
+            self._carry("request", self.there, self.server) or self._carry("answer", self.back, self.line)
+        )
 
     def _carry(self, way, end, protocol):
         data = end.value()
@@ -121,8 +125,8 @@ class Downstream(FakeDialler):
 
     def __init__(self):
         super().__init__()
-        self.texts = []
         self.took = Counter()  # (sender, mark of the message, recipient)
+        self.told_of = Counter()  # (queue id, recipient) that a bounce is about
         self.answers = {}  # by local part
 
     def serve(self):
@@ -131,12 +135,12 @@ class Downstream(FakeDialler):
             for connection in busy:
                 message = connection.at_work
                 text = b"".join(message.chunks())
-                mark = re.search(rb"(?:X-Mark|X-Qmq-Queue-ID): (\S+)", text)[1]
+                mark = _MARK.search(text)[1]
                 replies = [self.answers.get(r.local, OK) for r in message.envelope.recipients]
                 for recipient, reply in zip(message.envelope.recipients, replies, strict=True):
                     if reply.ok:
                         self.took[message.envelope.sender, mark, recipient] += 1
-                        self.texts.append(text)
+                        self.told_of.update((mark, about) for about in _ABOUT.findall(text))
                 connection.answer(*replies)
 
 
@@ -286,8 +290,7 @@ class Gateway:
 
     def bounced(self, queue_id, recipient):
         """How many bounces told of this recipient."""
-        about = (b"X-Qmq-Queue-ID: %b\r\n" % queue_id, b"Final-Recipient: rfc822; %b\r\n" % recipient.encode())
-        return sum(all(line in text for line in about) for text in self.world.texts)
+        return self.world.told_of[queue_id, recipient.encode()]
 
 
 class HandOverTests(SynchronousTestCase):
@@ -326,7 +329,9 @@ class HandOverTests(SynchronousTestCase):
                 net.left = {way: place}
                 gateway.serving = serving
                 net.at_cut = at_cut or (lambda: None)
-                gateway.one.busy_for.update({r.partition("@")[0].encode(): 1 for r in recipients if r.startswith("busy")})
+                gateway.one.busy_for.update(
+                    {r.partition("@")[0].encode(): 1 for r in recipients if r.startswith("busy")}
+                )
                 mark = gateway.send(*recipients)
                 queue_id = gateway.ids
                 gateway.turn()
@@ -430,6 +435,22 @@ class HandOverTests(SynchronousTestCase):
     def test_instance_killed(self):
         """The instance killed in the middle of each octet, started again: one delivery of what was told 250."""
         self.cut_everywhere("a@x.test", "b@y.test", serving=False, at_cut=self.gateway.start_one)
+
+    def test_remembered_on_disk(self):
+        """Delivered, then the instance killed before it could answer: after its start it knows the message."""
+        gateway = self.gateway
+        for place in range(30):
+            gateway.to_one.left = {"answer": place}
+            gateway.to_one.at_cut = lambda: setattr(gateway.to_one, "factory", None)
+            mark = gateway.send("a@x.test", "b@y.test")
+            queue_id = gateway.ids
+            gateway.turn(1)
+            self.assertEqual(gateway.taken(mark, "a@x.test"), 1)
+
+            gateway.start_one()
+
+            self.settle(mark, ("a@x.test", "b@y.test"), queue_id)
+        self.assert_forgotten()
 
     def test_primary_killed(self):
         """The primary killed with an uncertain message in its queue hands it over again, and it is one delivery."""

@@ -55,7 +55,9 @@ class LogTests(SynchronousTestCase):
         """A delivery names what it was encrypted by, and whether the certificate held."""
         log = self.log()
 
-        log.delivered(b"q", "customer1", RECIPIENT, Reply(250, "2.0.0", "ok", "mx (192.0.2.2)", "TLSv1.3 X verified"), 1)
+        log.delivered(
+            b"q", "customer1", RECIPIENT, Reply(250, "2.0.0", "ok", "mx (192.0.2.2)", "TLSv1.3 X verified"), 1
+        )
 
         self.assertIn('mta="mx (192.0.2.2)" tls="TLSv1.3 X verified"\n', self.line(log))
 

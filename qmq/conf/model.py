@@ -103,6 +103,7 @@ class Instance:
     timeoutconnect: Seconds
     timeoutremote: Seconds
     peers: tuple[Network, ...]
+    qmq_peers: tuple[Network, ...]
     qmtp_listen: Listen | None
     databytes: Octets
     hops: int

@@ -30,11 +30,13 @@ class Handover:
 
 
 def handover(text: str) -> Handover:
-    """``qmtp``, ``smtp`` or ``lmtp``; with ``:HOST:PORT`` to another host."""
+    """``qmtp``, ``smtp`` or ``lmtp``; with ``:HOST:PORT`` to another host; ``qmq:HOST:PORT``: with our extension."""
     protocol, colon, where = text.partition(":")
-    ports = {"qmtp": 209, "smtp": 25, "lmtp": 24}
+    ports = {"qmtp": 209, "qmq": 209, "smtp": 25, "lmtp": 24}
     if protocol not in ports:
         raise BadValue(f"{text!r} is no way to hand over", "write qmtp, or qmtp:HOST:PORT, smtp:HOST, lmtp:HOST")
+    if protocol == "qmq" and not colon:
+        raise BadValue("qmq is the way to another gateway", "write qmq:HOST:PORT; here, qmtp is enough")
     return Handover(protocol, *units.host_port(where, ports[protocol])) if colon else Handover(protocol)
 
 
@@ -196,11 +198,19 @@ INSTANCE = (
     Setting("bind", units.address_or_nothing, "", "source address of deliveries", "any"),
     Setting("spool", path, "", "folder of its store, on a device of its own if wanted", "NAME below spool of [qmq]"),
     Setting("handover", handover, "qmtp",
-            "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host"),
+            "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host; qmq:HOST:PORT if qmq runs there"),
     Setting("process", units.one_of("shared", "own"), "shared", "own: a worker process of its own"),
     _time("timeoutconnect", "60s", "limit of one connection attempt"),
     _time("timeoutremote", "300s", "limit of each wait for the next hop's answer"),
     Setting("peers", units.network, "127.0.0.1 ::1", "who may bring mail by QMTP over TCP", each="words"),
+    Setting(
+        "qmq-peers",
+        units.network,
+        "",
+        "other gateways that may hand over by QMTP with our extension; they are trusted like ourselves",
+        "none",
+        each="words",
+    ),
     Setting("qmtp-listen", units.or_none("none", units.listen), "", "where it listens for QMTP; none",
             "127.0.0.1, base + number"),
     _size("databytes", "50M", "largest message", floor=65536),

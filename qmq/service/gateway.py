@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.admin.control import ControlFactory, Desk
-from qmq.conf.model import Conf, Instance
 from qmq.conf.load import load
+from qmq.conf.model import Conf, Instance
 from qmq.conf.written import ConfErrors
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import CHILD, Lifeline, Workers
@@ -131,7 +131,7 @@ class Gateway(MultiService):
         try:
             conf = load(self._conf.path)
         except ConfErrors as errors:
-            log.error("conf-qmq was not reloaded: {errors}", errors=str(errors))
+            log.error("conf-qmq was not reloaded: {errors}", errors=str(errors))  # noqa: TRY400 - no traceback for a mistake
             return f"not reloaded: {errors}"
         fixed = _fixed(self._conf, conf)
         if fixed:

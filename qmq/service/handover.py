@@ -10,8 +10,8 @@ from twisted.internet.protocol import ClientFactory
 from qmq.conf.model import Instance
 from qmq.deliver.destinations import Destinations
 from qmq.deliver.dial import Dialler
-from qmq.deliver.qmtp import QMTPClient
 from qmq.deliver.manner import Manner
+from qmq.deliver.qmtp import QMTPClient
 from qmq.routing import ByDestination, InProcess
 from qmq.service.common import House
 from qmq.service.instance import InstanceService, unix_path
@@ -23,7 +23,7 @@ def hop_to(house: House, target: Instance, here: Mapping[str, InstanceService], 
     protocol, host, port = target.handover.protocol, target.handover.host, target.handover.port
     if not host and target.name in here:
         return InProcess(here[target.name].queue, low)
-    if protocol == "qmtp":
+    if protocol in ("qmtp", "qmq"):
         return _by_qmtp(house, target, low)
     if not host:
         assert target.qmtp_listen is not None  # conf sees to that
@@ -45,7 +45,7 @@ def _by_qmtp(house: House, target: Instance, low: Callable[[], int]) -> QMTPClie
             return reactor.connectUNIX(path, factory, timeout=target.timeoutconnect)
 
     return QMTPClient(
-        reactor, connect, extension=not host, low=low, mta=target.name,
+        reactor, connect, extension=not host or target.handover.protocol == "qmq", low=low, mta=target.name,
         connections=primary.handover_connections, seconds=primary.handover_time,
     )  # fmt: skip
 

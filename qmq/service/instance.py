@@ -13,9 +13,9 @@ from qmq.bounce.bouncer import Bouncer
 from qmq.conf.model import Conf, Instance, site_for
 from qmq.deliver.destinations import Destinations
 from qmq.deliver.dial import Dialler
+from qmq.deliver.manner import Manner
 from qmq.deliver.mx import Candidate
 from qmq.deliver.qmtp import dial_qmtp
-from qmq.deliver.manner import Manner
 from qmq.mail import Address, Reply, Seconds
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
@@ -147,14 +147,16 @@ class InstanceService(MultiService):
         return QMTPFactory(
             clock=self._house.reactor, wall=self._house.wall, drafts=self._drafts, hop=self.queue,
             next_token=self.spool.next_token, accept=self._accept, me=self._house.conf.general.me.encode(),
-            peers=instance.peers, extension=extension, message_octets=instance.databytes, max_hops=instance.hops,
+            peers=instance.peers, extension=extension,
+            extension_peers=instance.qmq_peers, message_octets=instance.databytes, max_hops=instance.hops,
         )  # fmt: skip
 
     def _smtp(self, instance: Instance) -> SMTPFactory:
         """Hand-over by SMTP: peers alone, for our domains alone."""
         house = self._house
+        peers = [("peers", HandOverOnly(instance.peers, self._accept))]
         reception = Reception(
-            me=house.conf.general.me.encode(), policy=Policy([("peers", HandOverOnly(instance.peers, self._accept))], house.reactor),
+            me=house.conf.general.me.encode(), policy=Policy(peers, house.reactor),
             hop=self.queue, drafts=self._drafts, next_token=self.spool.next_token, log=house.log,
             clock=house.reactor, wall=house.wall, limits=Limits(databytes=instance.databytes, hops=instance.hops),
         )  # fmt: skip
@@ -200,7 +202,8 @@ def bouncer(house: House, instance: Instance, way: Callable[[Callable[[], int]],
     doubt that it tells is that of the bouncer's tokens.
     """
     made = Bouncer(
-        way(lambda: made.low), spool, queue=instance.name, me=house.conf.general.me, bouncefrom=instance.bouncefrom, bouncehost=instance.bouncehost,
+        way(lambda: made.low), spool, queue=instance.name, me=house.conf.general.me,
+        bouncefrom=instance.bouncefrom, bouncehost=instance.bouncehost,
         doublebounceto=instance.doublebounceto or "", bouncemaxbytes=instance.bouncemaxbytes,
         wall=house.wall, log=house.log, read_body=spool.body,
     )  # fmt: skip

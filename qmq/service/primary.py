@@ -131,11 +131,10 @@ class PrimaryService(MultiService):
             HandOverDialler(self._hops, self.intake.waiting), house.reactor,
             concurrency=max(120, 4 * len(self._hops)), slots=8, slots_max=16, back_off=(0.5, 5),
         )  # fmt: skip
-        queue = Queue(
+        return Queue(
             NAME, self.spool, destinations, self._site_of, parse_schedule(primary.retry), primary.lifetime,
             primary.lifetime, None, house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop,
         )  # fmt: skip
-        return queue
 
     def _bounce_way(
         self, here: Mapping[str, InstanceService], target: Instance | None, low: Callable[[], int]
@@ -186,8 +185,8 @@ class PrimaryService(MultiService):
         )  # fmt: skip
         reception = Reception(
             me=conf.general.me.encode(), policy=Policy([*checkers, ("intake", self.intake)], house.reactor),
-            hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end, log=house.log, clock=house.reactor,
-            wall=house.wall, limits=limits, starttls=tls is not None, greeting=primary.greeting,
+            hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end,
+            log=house.log, clock=house.reactor, wall=house.wall, limits=limits, starttls=tls is not None, greeting=primary.greeting,
         )  # fmt: skip
         crowd = Crowd(primary.sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
         deadlines = Deadlines(idle=primary.timeout, session=primary.session)

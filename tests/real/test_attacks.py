@@ -74,8 +74,10 @@ def plain():
     """One customer; everybody else's mail goes to the world, for relay clients only."""
     return House(
         ["one.test", "xn--bcher-kva.test"],
-        adapt=lambda text: text.replace("[instances]", "[instances]\n80:rest")
-        + f"\n[rest]\ndomains = *\ndeliver = smtp:127.0.0.1:{WORLD.port}\nqmtp-listen = none\n",
+        adapt=lambda text: (
+            text.replace("[instances]", "[instances]\n80:rest")
+            + f"\n[rest]\ndomains = *\ndeliver = smtp:127.0.0.1:{WORLD.port}\nqmtp-listen = none\n"
+        ),
     )
 
 
@@ -144,7 +146,11 @@ class SmugglingTests(AttackCase):
             client = self.house.client()
             client.write(ENVELOPE + b"DATA\r\n")
             self.assertEqual(codes(b"".join(client.reply() for _ in range(3))), [250, 250, 354])
-            send_in(client.socket, b"Subject: x\r\n\r\n" + b"x" * 70000 + b"\r\n" + INNER[:-5] + b"y" * 200000 + b"\r\n.\r\n", step)
+            send_in(
+                client.socket,
+                b"Subject: x\r\n\r\n" + b"x" * 70000 + b"\r\n" + INNER[:-5] + b"y" * 200000 + b"\r\n.\r\n",
+                step,
+            )
             self.assertTrue(client.reply().startswith(b"554 5.6.0"))
 
             self.assertTrue(client.mail("bob@one.test", mark=f"long{step}").startswith(b"250"))
@@ -181,7 +187,8 @@ class SmugglingTests(AttackCase):
     def test_segments(self):
         """A session's replies do not depend on how its bytes were cut."""
         session = (
-            HELLO + b"NOOP\r\nRSET\r\nMAIL FROM:<>\r\nRCPT TO:<x@foreign.test>\r\nRCPT TO:<bob@one.test>\r\nVRFY bob\r\n"
+            HELLO
+            + b"NOOP\r\nRSET\r\nMAIL FROM:<>\r\nRCPT TO:<x@foreign.test>\r\nRCPT TO:<bob@one.test>\r\nVRFY bob\r\n"
             b"DATA\r\nSubject: s\r\n\r\n..a\r\n.\r\nBDAT 3\r\nabcMAIL FROM:<a@b.test> SIZE=99999999999\r\nRCPT TO:bob\r\nQUIT\r\n"
         )
         seen = {step: re.sub(rb"ok \S+", b"ok", talk(self.port, session, step)) for step in (1, 7, 0)}
@@ -215,7 +222,11 @@ class SmugglingTests(AttackCase):
 
     def test_strangers_tongues(self):
         """PROXY, XCLIENT and XFORWARD change nothing; HTTP and TLS spoken at us end the session before their body runs."""
-        for line in (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25", b"XCLIENT ADDR=192.0.2.1 NAME=x", b"XFORWARD ADDR=192.0.2.1"):
+        for line in (
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25",
+            b"XCLIENT ADDR=192.0.2.1 NAME=x",
+            b"XFORWARD ADDR=192.0.2.1",
+        ):
             client = self.house.client(hello=False)
             self.assertTrue(client.say(line).startswith(b"5"), line)
             client.close()
@@ -233,7 +244,13 @@ class SmugglingTests(AttackCase):
     def test_cut_anywhere(self):
         """A connection that ends before the end of the text, by FIN or by RST, leaves nothing; sent again, it arrives once."""
         whole = HELLO + ENVELOPE + b"DATA\r\nX-Mark: cut\r\n\r\nhello\r\n.\r\n"
-        places = {len(HELLO), len(HELLO + ENVELOPE), whole.index(b"X-Mark"), whole.index(b"hello"), *range(len(whole) - 6, len(whole))}
+        places = {
+            len(HELLO),
+            len(HELLO + ENVELOPE),
+            whole.index(b"X-Mark"),
+            whole.index(b"hello"),
+            *range(len(whole) - 6, len(whole)),
+        }
         for at in sorted(places):
             for reset in (False, True):
                 with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
@@ -264,7 +281,9 @@ class OrderTests(AttackCase):
 
     def test_chunk_without_mail(self):
         """After a chunk that belongs to nothing, DATA has nothing either."""
-        self.assertEqual(self.dialogue(b"BDAT 7\r\nhello", b"DATA", b"RCPT TO:<bob@one.test>", b"BDAT 0 LAST"), [503] * 4)
+        self.assertEqual(
+            self.dialogue(b"BDAT 7\r\nhello", b"DATA", b"RCPT TO:<bob@one.test>", b"BDAT 0 LAST"), [503] * 4
+        )
         self.assertEqual(
             self.dialogue(b"MAIL FROM:<a@b.test>", b"BDAT 5\r\nabc", b"DATA", b"BDAT 0 LAST"), [250, 503, 503, 503]
         )
@@ -281,7 +300,10 @@ class OrderTests(AttackCase):
     def test_verify(self):
         """VRFY tells nothing, of whomever, and touches no transaction, however odd its argument."""
         client = self.house.client()
-        self.assertEqual({client.say(f"VRFY {who}") for who in ("bob", "nobody", "<bob@one.test>", "<@>", '"')}, {client.say("VRFY x")})
+        self.assertEqual(
+            {client.say(f"VRFY {who}") for who in ("bob", "nobody", "<bob@one.test>", "<@>", '"')},
+            {client.say("VRFY x")},
+        )
         self.assertEqual(client.say("EXPN list")[:3], b"502")
         client.say("MAIL FROM:<a@b.test>")
         self.assertEqual(client.say("DATA")[:3], b"503")
@@ -294,7 +316,15 @@ class OrderTests(AttackCase):
     def test_endless_talk(self):
         """NOOP, RSET, EHLO and empty chunks without end are cut off after a while, at no cost in memory."""
         before = resident(self.gateway.process.pid)
-        for line in (b"NOOP\r\n", b"RSET\r\n", HELLO, b"VRFY a\r\n", b"BDAT 0\r\n", b"HELP\r\n", b"MAIL FROM:<a@b.test>\r\nRSET\r\n"):
+        for line in (
+            b"NOOP\r\n",
+            b"RSET\r\n",
+            HELLO,
+            b"VRFY a\r\n",
+            b"BDAT 0\r\n",
+            b"HELP\r\n",
+            b"MAIL FROM:<a@b.test>\r\nRSET\r\n",
+        ):
             got = codes(talk(self.port, HELLO + line * 20000))
             self.assertIn(421, got, line)
             self.assertLess(len(got), 250, line)
@@ -311,7 +341,9 @@ class OrderTests(AttackCase):
 
     def test_nobody_accepted(self):
         """DATA without a recipient opens no text, and a text sent all the same is not run."""
-        got = talk(self.port, HELLO + b"MAIL FROM:<a@b.test>\r\nRCPT TO:<x@foreign.test>\r\nDATA\r\nSubject: x\r\n" + INNER)
+        got = talk(
+            self.port, HELLO + b"MAIL FROM:<a@b.test>\r\nRCPT TO:<x@foreign.test>\r\nDATA\r\nSubject: x\r\n" + INNER
+        )
 
         self.assertEqual(codes(got), [220, 250, 250, 553, 554, 500])
         self.assertEqual(self.settled(), [])
@@ -319,7 +351,11 @@ class OrderTests(AttackCase):
     def test_pipelined(self):
         """What is sent ahead while a message is being stored is answered in order, after it."""
         one = b"DATA\r\nX-Mark: p%d\r\n\r\nhello\r\n.\r\n"
-        session = HELLO + b"".join(ENVELOPE + one % n + b"NOOP\r\nRCPT TO:<bob@one.test>\r\n" for n in range(20)) + b"QUIT\r\n"
+        session = (
+            HELLO
+            + b"".join(ENVELOPE + one % n + b"NOOP\r\nRCPT TO:<bob@one.test>\r\n" for n in range(20))
+            + b"QUIT\r\n"
+        )
 
         got = codes(talk(self.port, session))
 
@@ -375,7 +411,9 @@ class AddressTests(AttackCase):
             [recipient] = recipients
             self.assertTrue(recipient.endswith(b"@one.test"), recipient)
             local = recipient.removesuffix(b"@one.test")
-            self.assertTrue(b"@" not in local and b">" not in local or re.fullmatch(rb'"(?:[^"\\]|\\.)*"', local), recipient)
+            self.assertTrue(
+                b"@" not in local and b">" not in local or re.fullmatch(rb'"(?:[^"\\]|\\.)*"', local), recipient
+            )
         self.assertGreaterEqual(len(self.taken()), 5)
         self.assertEqual((WORLD.messages, self.taken(self.house.world)), ([], []))
 
@@ -395,9 +433,24 @@ class AddressTests(AttackCase):
         """Upper case and a trailing dot are the same domain; so are a name's two IDNA forms; look-alikes are others."""
         client = self.house.client()
         client.say("MAIL FROM:<a@source.test> SMTPUTF8")
-        same = ["b@ONE.TEST", "b@One.Test.", "b@bücher.test", "b@BÜCHER.test", "b@xn--bcher-kva.test", "b@XN--BCHER-KVA.TEST", "b@bu\u0308cher.test"]
+        same = [
+            "b@ONE.TEST",
+            "b@One.Test.",
+            "b@bücher.test",
+            "b@BÜCHER.test",
+            "b@xn--bcher-kva.test",
+            "b@XN--BCHER-KVA.TEST",
+            "b@bu\u0308cher.test",
+        ]
         self.assertEqual([client.say(f"RCPT TO:<{one}>".encode())[:3] for one in same], [b"250"] * 7)
-        other = ["b@one\uff0etest", "b@one\u3002test", "b@\uff4fne.test", "b@one.test\u200b", "b@öne.test", "b@one.t\u0435st"]
+        other = [
+            "b@one\uff0etest",
+            "b@one\u3002test",
+            "b@\uff4fne.test",
+            "b@one.test\u200b",
+            "b@öne.test",
+            "b@one.t\u0435st",
+        ]
         self.assertEqual({client.say(f"RCPT TO:<{one}>".encode())[:1] for one in other}, {b"5"})
         client.close()
 
@@ -409,7 +462,16 @@ class AddressTests(AttackCase):
         self.assertEqual(client.say("RCPT TO:<ä@one.test>".encode())[:9], b"553 5.6.7")
         client.say("RSET")
         client.say("MAIL FROM:<a@source.test> SMTPUTF8")
-        for raw in (b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x80", b"\xc2\x85", b"\xe2\x80\xa8", b"\xc3\xa4" * 200):
+        for raw in (
+            b"\xff",
+            b"\xc0\xaf",
+            b"\xed\xa0\x80",
+            b"\xf4\x90\x80\x80",
+            b"\xe2\x80",
+            b"\xc2\x85",
+            b"\xe2\x80\xa8",
+            b"\xc3\xa4" * 200,
+        ):
             self.assertRegex(client.say(b"RCPT TO:<" + raw + b"@one.test>").decode(), r"^(501|553) ")
         self.assertEqual(client.say("RCPT TO:<bob@one.test>")[:3], b"250")
         client.close()
@@ -467,7 +529,9 @@ class ServerTLSTests(AttackCase):
         self.assertEqual(client.say("RCPT TO:<bob@one.test>")[:3], b"250")
         self.assertEqual(client.say("STARTTLS")[:3], b"220")
         self.upgrade(client)
-        self.assertEqual([client.say(line)[:3] for line in ("RCPT TO:<bob@one.test>", "DATA", "MAIL FROM:<>")], [b"503"] * 3)
+        self.assertEqual(
+            [client.say(line)[:3] for line in ("RCPT TO:<bob@one.test>", "DATA", "MAIL FROM:<>")], [b"503"] * 3
+        )
         self.assertEqual(client.say("EHLO client.test")[:3], b"250")
         self.assertEqual(client.say("STARTTLS")[:2], b"50")
         self.assertEqual(client.say("DATA")[:3], b"503")
@@ -501,7 +565,12 @@ class ServerTLSTests(AttackCase):
                 client.say("STARTTLS")
                 client.write(said)
                 hanging.append(client)
-        for garbage in (b"EHLO c.test\r\n" * 5, b"\x00" * 100, b"\x16\x03\x01\xff\xff" + b"x" * 70000, b"\x80\x2e\x01\x00\x02" * 20):
+        for garbage in (
+            b"EHLO c.test\r\n" * 5,
+            b"\x00" * 100,
+            b"\x16\x03\x01\xff\xff" + b"x" * 70000,
+            b"\x80\x2e\x01\x00\x02" * 20,
+        ):
             client = self.house.client()
             client.say("STARTTLS")
             with contextlib.suppress(ConnectionError):
@@ -539,10 +608,16 @@ class CheatedTests(SynchronousTestCase):
 
         taking = {"honest": True, "strip": False, "454": False}
         until(lambda: all(hosts[mode].taken for mode in taking))
-        until(lambda: all(gateway.text().count(f"deferred id=") and f"queue={mode} " in gateway.text() for mode in ("inject",)))
+        until(
+            lambda: all(
+                gateway.text().count(f"deferred id=") and f"queue={mode} " in gateway.text() for mode in ("inject",)
+            )
+        )
         time.sleep(2.5)  # a second attempt, and a third
 
-        self.assertEqual({mode: [inside for _, inside in hosts[mode].taken] for mode in taking}, {m: [t] for m, t in taking.items()})
+        self.assertEqual(
+            {mode: [inside for _, inside in hosts[mode].taken] for mode in taking}, {m: [t] for m, t in taking.items()}
+        )
         log = gateway.text()
         for mode, host in hosts.items():
             self.assertEqual(len(re.findall(rf" delivered .* queue={mode} ", log)), len(host.taken), mode)
@@ -597,7 +672,9 @@ class QMTPTests(AttackCase):
 
     def test_segments(self):
         """Packages are taken however they are cut, and answered in order, a recipient each."""
-        packages = package() + package(b"\rSubject: q\r\n\r\nhello\r\n", b"", b"bob@one.test", b"x@foreign.test", b"eve@one.test")
+        packages = package() + package(
+            b"\rSubject: q\r\n\r\nhello\r\n", b"", b"bob@one.test", b"x@foreign.test", b"eve@one.test"
+        )
         for step in (1, 7, 0):
             got = self.send(packages + b"x", step=step, end=False)
             self.assertEqual(re.findall(rb"\d+:([KZD])", got), [b"K", b"K", b"D", b"K"], got)
@@ -613,7 +690,11 @@ class QMTPTests(AttackCase):
         forms = [b"", b"+19", b"-19", b" 19", b"19 ", b"0x13", b"1_9", "١٩".encode(), "１９".encode(), "²".encode(), b"019", b"1e1", b"19.0",
                  b"18446744073709551635", b"4294967315", b"9" * 100, b"0" * 100 + b"19", b"9" * 100000, b"0" * 100000, b"\x0019", b"19\n", b"\t19"]  # fmt: skip
         for form in forms:
-            for whole in (form + b":" + rest, good.replace(b"13:a@", form + b":a@"), good.replace(b"12:bob", form + b":bob")):
+            for whole in (
+                form + b":" + rest,
+                good.replace(b"13:a@", form + b":a@"),
+                good.replace(b"12:bob", form + b":bob"),
+            ):
                 got = self.send(whole)
                 self.assertEqual(got, b"", (form, whole[:60]))
         for broken in (
@@ -631,7 +712,12 @@ class QMTPTests(AttackCase):
         for octet in (*range(32), 127):
             bad = b"bob%c@one.test" % octet
             self.assertEqual(self.answers(package(b"\nx\n", b"a%c@b.test" % octet)), [b"D"], octet)
-            self.assertEqual(self.answers(package(b"\nx\n", b"a@b.test", bad, b"bob@one%c.test" % octet, b"bob@one.test>\r\nRCPT TO:<x@y")), [b"D"] * 3)
+            self.assertEqual(
+                self.answers(
+                    package(b"\nx\n", b"a@b.test", bad, b"bob@one%c.test" % octet, b"bob@one.test>\r\nRCPT TO:<x@y")
+                ),
+                [b"D"] * 3,
+            )
         for odd in (b"bob@foreign.test", b"bob@one.test@foreign.test", b"", b"@", b"bob@", b"bob@one.test> BODY=8BITMIME", b"b@one.test,b@x.test",
                     b"@one.test:x@foreign.test", b"\xff@one.test", b"a" * 2000 + b"@one.test"):  # fmt: skip
             self.assertEqual(self.answers(package(b"\nx\n", b"a@b.test", odd)), [b"D"], odd)
@@ -643,7 +729,9 @@ class QMTPTests(AttackCase):
         """QMTP has no quotes: what needs them by SMTP gets them there, and stays one local part."""
         odd = [b"a b", b"x> BODY=7BIT <y", b'a"b', b"a\\b", b"u@foreign.test", b"a..b", b".a", b"a.", b"%s", b"a,b"]
         for local in odd:
-            self.assertEqual(self.answers(package(b"\nx\n", local + b"@source.test", local + b"@one.test")), [b"K"], local)
+            self.assertEqual(
+                self.answers(package(b"\nx\n", local + b"@source.test", local + b"@one.test")), [b"K"], local
+            )
 
         got = {recipients[0] for _, recipients, _ in self.settled()}
         self.assertEqual(len(got), len(odd))
@@ -696,3 +784,195 @@ class QMTPTests(AttackCase):
         self.assertEqual((got[:1000], set(got[1000:]), len(got)), ([b"K"] * 1000, {b"Z"}, 20000))
         self.assertLess(time.monotonic() - began, 3)
         until(lambda: sum(len(recipients) for _, recipients, _ in self.taken()) == 1000)
+
+
+def roomy():
+    """One customer, and room for the messages of these tests."""
+    return House(primary="databytes = 60M", sections={"one": "databytes = 60M"})
+
+
+class CostTests(AttackCase):
+    """What a client can make us spend is bounded, and the others do not feel it."""
+
+    make = staticmethod(roomy)
+
+    def pids(self):
+        return [self.gateway.process.pid, *self.gateway.workers()]
+
+    def text_of(self, text):
+        """The time and the answer that a message takes."""
+        client = self.house.client()
+        began = time.monotonic()
+        answer = client.mail("bob@one.test", text=text)
+        client.close()
+        return time.monotonic() - began, answer
+
+    def test_never_reads(self):
+        """A client that never reads its replies is not read any further, and costs no memory."""
+        before = resident(*self.pids())
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", self.port))
+            connection.sendall(HELLO + ENVELOPE)
+            connection.settimeout(1)
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < 200_000_000:
+                    sent += connection.send(b"RCPT TO:<bob@one.test>\r\n" * 2000)
+            self.assertLess(sent, 50_000_000)
+            self.assertLess(resident(*self.pids()) - before, 4 << 20)
+
+    def test_slow_clients(self):
+        """With hundreds that are idle, or say an octet now and then, a good client is served at once."""
+        before = resident(self.gateway.process.pid)
+        openings = (
+            b"",
+            HELLO + b"MAI",
+            HELLO + ENVELOPE + b"DATA\r\nSubject: ",
+            HELLO + ENVELOPE + b"BDAT 1000000 LAST\r\nx",
+        )
+        slow = []
+        for n in range(400):
+            slow.append(socket.create_connection(("127.0.0.1", self.port), 10))
+            slow[-1].sendall(openings[n % 4])
+        slowest = 0
+        for _ in range(3):
+            for connection in slow:
+                connection.sendall(b"x")
+            seconds, answer = self.text_of("Subject: good\r\n\r\nx\r\n")
+            self.assertEqual(answer[:3], b"250")
+            slowest = max(slowest, seconds)
+        self.assertLess(slowest, 0.5)
+        self.assertLess((resident(self.gateway.process.pid) - before) / 400, 16 << 10)
+        for connection in slow:
+            connection.close()
+
+    def test_many_recipients(self):
+        """Of 20 000 RCPTs a thousand are taken and the others put off; the message goes to the thousand."""
+        began = time.monotonic()
+        client = self.house.client()
+        client.write(b"MAIL FROM:<a@b.test>\r\n" + b"".join(b"RCPT TO:<u%d@one.test>\r\n" % n for n in range(20000)))
+        got = codes(b"".join(client.reply() for _ in range(20001)))
+        self.assertEqual((got[:1001], set(got[1001:])), ([250] * 1001, {452}))
+        client.say("DATA")
+        self.assertEqual(client.say("X-Mark: m\r\n\r\n.")[:3], b"250")
+        client.close()
+
+        self.assertLess(time.monotonic() - began, 3)
+        until(lambda: sum(len(recipients) for _, recipients, _ in self.taken()) == 1000)
+
+    def test_one_line(self):
+        """40 MB in one line are read to their end, refused, and cost no memory."""
+        before = resident(*self.pids())
+        seconds, answer = self.text_of(b"Subject: x\r\n\r\n" + b"x" * 40_000_000 + b"\r\n")
+
+        self.assertEqual(answer[:9], b"554 5.6.0")
+        self.assertLess(resident(*self.pids()) - before, 8 << 20)
+        self.assertLess(seconds, 10)
+
+    def test_headers(self):
+        """Twenty thousand fields, one of a megabyte, lines of 60 KB, odd names: a second at the most, taken or refused."""
+        for text in (
+            b"X-Field: value\r\n" * 20000 + b"\r\nx\r\n", b"Received: by x\r\n" * 20000 + b"\r\nx\r\n",
+            b"Subject: x\r\n" + b" folded and folded again\r\n" * 40000 + b"\r\nx\r\n",
+            b"To: " + b"u@one.test,\r\n " * 20000 + b"u@one.test\r\n\r\nx\r\n", b"X: " + b"y" * 60000 + b"\r\n\r\nx\r\n",
+            b"__proto__: x\r\n__class__: y\r\n: z\r\nno colon\r\nSpace : x\r\n\x00: x\r\n\r\nx\r\n", b"", b"\r\n", b"\r\n\r\n", b"no header\r\n",
+        ):  # fmt: skip
+            seconds, answer = self.text_of(text)
+            self.assertRegex(answer.decode(), "^(250|5)", text[:20])
+            self.assertLess(seconds, 1, text[:20])
+
+
+class ScarcityTests(SynchronousTestCase):
+    """A gateway that runs out of something goes on."""
+
+    def setUp(self):
+        leave()
+        self.sink = Sink()
+        self.addCleanup(self.sink.close)
+
+    def start(self, **settings):
+        gateway = Gateway({"one.test": f"smtp:127.0.0.1:{self.sink.port}"}, **settings)
+        self.addCleanup(gateway.clear)
+        return gateway
+
+    def test_descriptors(self):
+        """Without descriptors new clients are told 421 or wait; open sessions and later ones are served as ever."""
+        gateway = self.start()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        popen = subprocess.Popen
+
+        def limited(command, **settings):
+            return popen(["prlimit", "--nofile=64:64", *command], **settings)
+
+        self.patch(subprocess, "Popen", limited)
+        gateway.start()
+        self.patch(subprocess, "Popen", popen)
+        self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), (soft, hard))
+        early = gateway.client()
+
+        crowd = [socket.create_connection(("127.0.0.1", gateway.port), 10) for _ in range(150)]
+        time.sleep(0.5)
+        self.assertEqual(early.mail("bob@one.test", mark="early")[:3], b"250")
+        greeted = []
+        for connection in crowd:
+            connection.settimeout(0.01)
+            with contextlib.suppress(OSError):
+                greeted.append(connection.recv(100)[:3])
+        self.assertLessEqual(set(greeted), {b"220", b"421", b""})
+        for connection in crowd:
+            connection.close()
+
+        until(lambda: gateway.client().mail("bob@one.test", mark="late").startswith(b"250"))
+        until(lambda: self.sink.marks[b"early"] and self.sink.marks[b"late"])
+        for word in ("Traceback", "Unhandled"):
+            self.assertNotIn(word, gateway.text())
+
+    def test_log_closed(self):
+        """When nobody reads the log any more, mail goes on; a stop is a stop."""
+        gateway = self.start()
+        read, write = os.pipe()
+        self.patch(gateway, "log", f"/proc/self/fd/{write}")
+        gateway.process = process = subprocess.Popen(
+            [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "qmq", "--conf", gateway.conf],
+            stdout=write, stderr=write, cwd=gateway.folder, start_new_session=True,
+        )  # fmt: skip
+        os.close(write)
+        seen = b""
+        while b" ready" not in seen:
+            seen += os.read(read, 65536)
+        self.assertEqual(gateway.client().mail("bob@one.test", mark="before")[:3], b"250")
+        os.close(read)
+
+        for n in range(200):
+            self.assertEqual(gateway.client().mail("bob@one.test", mark=f"m{n}")[:3], b"250")
+        os.kill(process.pid, signal.SIGHUP)
+        time.sleep(0.3)
+        self.assertEqual(gateway.client().mail("bob@one.test", mark="after")[:3], b"250")
+
+        until(lambda: sum(self.sink.marks.values()) == 202)
+        self.assertIsNone(process.poll())
+        process.terminate()
+        self.assertEqual(process.wait(15), 0)
+
+    def test_log_stuck(self):
+        """When whoever reads the log has stopped, mail does not wait for it."""
+        gateway = self.start()
+        read, write = os.pipe()
+        self.addCleanup(os.close, read)
+        gateway.process = subprocess.Popen(
+            [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "qmq", "--conf", gateway.conf],
+            stdout=write, stderr=write, cwd=gateway.folder, start_new_session=True,
+        )  # fmt: skip
+        os.close(write)
+        seen = b""
+        while b" ready" not in seen:
+            seen += os.read(read, 65536)
+        client = gateway.client(timeout=10)
+        for n in range(600):
+            self.assertEqual(
+                client.mail(f"{'u' * 60}@one.test", sender="a" * 60 + "@source.test", mark=f"m{n}")[:3], b"250", n
+            )
+        for n in range(40):
+            self.assertEqual(client.mail(f"{'u' * 60}@foreign.test", mark=f"n{n}")[:1], b"5", n) if n < 15 else None
+        until(lambda: sum(self.sink.marks.values()) == 600, 30)

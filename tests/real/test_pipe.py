@@ -35,7 +35,10 @@ class PipeTests(SynchronousTestCase):
         """A message reaches its customer's host as it was, with one id in reply and trace fields."""
         client = self.gateway.client()
 
-        answer = client.mail("bob@one.test", text=b"Subject: x\r\n\r\n..dots\r\n.\r\n8-bit \xe4\r\n".replace(b"\r\n.\r\n", b"\r\n...\r\n"))
+        answer = client.mail(
+            "bob@one.test",
+            text=b"Subject: x\r\n\r\n..dots\r\n.\r\n8-bit \xe4\r\n".replace(b"\r\n.\r\n", b"\r\n...\r\n"),
+        )
 
         queue_id = answer.split()[-1]
         until(lambda: self.one.messages)
@@ -156,7 +159,9 @@ class PipeTests(SynchronousTestCase):
 
     def test_no_files_left(self):
         """After the mail is gone nothing but the stores is left, with modes for us alone."""
-        self.gateway.client().mail("bob@one.test", text="Subject: big\r\n\r\n" + "x" * 70 + "\r\n" + ("y" * 70 + "\r\n") * 8000)
+        self.gateway.client().mail(
+            "bob@one.test", text="Subject: big\r\n\r\n" + "x" * 70 + "\r\n" + ("y" * 70 + "\r\n") * 8000
+        )
         until(lambda: self.one.messages)
         until(lambda: self.gateway.stat()["one"]["queued"] == 0)
 
@@ -188,7 +193,9 @@ class StartTests(SynchronousTestCase):
     """twistd's options and what goes wrong at a start."""
 
     def run_qmq(self, *words, cwd=ROOT):
-        return subprocess.run([*TWISTD, "-n", "--pidfile=", "qmq", *words], cwd=cwd, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [*TWISTD, "-n", "--pidfile=", "qmq", *words], cwd=cwd, capture_output=True, text=True, timeout=60
+        )
 
     def test_check(self):
         """--check reads the shipped conf-qmq, says it is fine, and leaves."""

@@ -748,6 +748,22 @@ class SpoolConformance:
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertEqual([one.site for one in self.claimed(self.opened())], [COM])
 
+    def test_stop_when_told(self) -> None:
+        """Whoever is told that a message is kept may hand over the next one, settle, and stop the store at once."""
+        store = self.opened()
+        more: list[Any] = []
+
+        def told(entries: Sequence[Entry]) -> Deferred[None]:
+            store.settle(without(entries[0], ANN))
+            more.append(store.keep(message(store.next_token(), CYD), [COM], 0))
+            return store.stop()
+
+        kept = store.keep(message(store.next_token(), ANN), [ORG], 0).addCallback(told)
+        self.now(kept)
+
+        self.assertEqual(len(self.successResultOf(more[0])), 1)
+        self.assertEqual([one.site for one in self.claimed(self.opened())], [COM])
+
     def test_not_started(self) -> None:
         """A store that was not started keeps nothing, and can be stopped."""
         store = self.make()

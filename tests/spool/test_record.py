@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import contextlib
 import struct
-from contextlib import suppress
 from zlib import crc32
 
 from hypothesis import given
@@ -65,7 +65,7 @@ class RecordTests(SynchronousTestCase):
         at = data.draw(st.integers(4, len(record) - 1))
         lie = record[:at] + bytes([data.draw(st.integers(0, 255))]) + record[at + 1 :]
 
-        with suppress(DamagedRecord):
+        with contextlib.suppress(DamagedRecord):
             unpack(lie + struct.pack("<I4s", crc32(lie), END), TOKEN)
 
     @given(st.binary(max_size=200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -190,6 +191,11 @@ class Gateway(MultiService):
         return {name: service.state() for name, service in self.instances.items()}
 
     def _up(self, _: Any) -> None:
+        # What is here now stays: the collector need not look at it again. A
+        # message makes some fifty objects and no cycles.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         queues = {name: service.queue for name, service in self.instances.items()}
         if self.primary is not None:
             queues["primary"] = self.primary.queue

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from qmq.mail import NULL_SENDER, Address, Octets, Replies, Reply, address, value
 from qmq.wire.netstring import ProtocolError, read_items, read_length
 from qmq.wire.qmtp_forms import EXTENSION_OCTETS, Extension, pack_reply, parse_extension
+from qmq.wire.text import has_bare
 
 _LF, _CRLF, _EXTENSION = 0x0A, 0x0D, 0x01
 _COMMA = 0x2C
@@ -228,8 +229,7 @@ class QMTPServerWire:
             piece = piece[:-1]
         if self._lf:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        pairs = piece.count(b"\r\n")
-        if piece.count(b"\r") != pairs or piece.count(b"\n") != pairs:
+        if has_bare(piece):
             self._fault = BAD_LINES
         return piece
 

@@ -26,6 +26,11 @@ _BARE_LF = re.compile(rb"\n(?<!\r\n)")
 _DOT_LINE = re.compile(rb"\r\n\.")
 
 
+def has_bare(data: bytes) -> bool:
+    """Whether a CR or an LF stands alone in a text that ends here."""
+    return data.endswith(b"\r") or _BARE_CR.search(data) is not None or _BARE_LF.search(data) is not None
+
+
 class LineCheck:
     """
     Tells on a stream whether each line ends in CRLF and is no longer than *line_octets*, CRLF included.

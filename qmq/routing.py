@@ -23,6 +23,8 @@ from qmq.mail import Address, Envelope, Message, Octets, Replies, Reply, Seconds
 _FRESH: Seconds = 5.0
 
 _NOWHERE = Reply(550, "5.1.2", "no queue here takes mail for that domain")
+# It was somebody's at RCPT; when the client tries again it is refused there, alone.
+_MOVED = Reply(451, "4.3.5", "a recipient's domain has just been taken from its queue, try again")
 _NOBODYS = Verdict(_NOWHERE)
 _SHARE = Verdict(Reply(452, "4.3.2", "too many sessions wait for that domain's queue, try again later"))
 _BUDGET = Verdict(Reply(452, "4.3.1", "too much mail waits for that domain's queue, try again later"))
@@ -180,7 +182,12 @@ class Router:
         self._wall = wall
 
     def send(self, message: Message) -> Deferred[Sequence[Reply]]:
-        """Hand over, or keep: what is 2yz in the answer is safe on some disk."""
+        """
+        Hand over, or keep: what is 2yz in the answer is safe on some disk.
+
+        A client has one answer for all its recipients: where some were taken,
+        the others are 2yz too, or, if they can't be kept, none is.
+        """
         recipients = message.envelope.recipients
         name = self._instance_of(recipients[0])
         if len(recipients) > 1:
@@ -215,23 +222,17 @@ class Router:
 
     def _several(self, message: Message, names: Sequence[str | None]) -> Deferred[Replies]:
         """More than one instance: ours first, then theirs."""
-        known = [i for i, name in enumerate(names) if name is not None]
-        replies = [_NOWHERE] * len(names)
-        if not known:
-            return succeed(replies)
-        by_name: dict[str, list[int]] = {}
-        for i in known:
-            by_name.setdefault(str(names[i]), []).append(i)
-        part = _part(message, known)
-        size = part.size
+        if None in names:
+            return succeed([_MOVED] * len(names))
+        size = message.size
 
         def kept(ours: Replies) -> Replies:
             if all(r.ok for r in ours):
-                for name in by_name:
-                    self._note(name, message, size)
-            return _merge(ours, known, replies)
+                for name in dict.fromkeys(names):
+                    self._note(str(name), message, size)
+            return ours
 
-        return self._own.send(part).addCallback(kept)
+        return self._own.send(message).addCallback(kept)
 
     def _keep(self, message: Message, name: str, rest: Sequence[int]) -> Deferred[Replies]:
         part = _part(message, rest)
@@ -282,6 +283,8 @@ def _part(message: Message, which: Sequence[int]) -> Message:
 
 
 def _merge(ours: Replies, which: Sequence[int], replies: Replies) -> Replies:
+    if not all(r.ok for r in ours):
+        return [ours[0]] * len(replies)
     merged = list(replies)
     for i, reply in zip(which, ours, strict=True):
         merged[i] = reply

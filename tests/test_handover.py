@@ -284,6 +284,22 @@ class Gateway:
         self.ids = token.id
         return mark
 
+    def outage(self, seconds):
+        """Nobody listens at the instance for a while, should the connection be cut now."""
+        net, at_cut = self.to_one, self.to_one.at_cut
+        if not seconds:
+            return
+
+        def close():
+            at_cut()
+            net.factory, net.closed = None, net.factory
+
+        net.at_cut = close
+        net.closed = net.factory
+        self.turn(seconds)
+        net.factory = net.closed
+        net.at_cut = at_cut
+
     def taken(self, mark, recipient):
         """How often a customer's host took it."""
         return self.hosts.took[JOE, mark, address(recipient.encode())]
@@ -319,22 +335,26 @@ class HandOverTests(SynchronousTestCase):
         self.assertEqual(gateway.memories[b"bounces"].rows, {})
         self.cases += 1
 
-    def cut_everywhere(self, *recipients, serving=True, at_cut=None, net=None, ways=("request", "answer")):
-        """Send the same again and again, the connection cut an octet later each time, until it is not cut any more."""
+    def cut_everywhere(self, *recipients, serving=True, at_cut=lambda: None, outage=0.0):
+        """
+        Send the same again and again, the connection cut an octet later each time, until it is not cut any more.
+
+        It can be made again after *outage*; meanwhile hosts take what the instance has if *serving*.
+        """
         gateway = self.gateway
-        net = net or gateway.to_one
-        for way in ways:
+        net = gateway.to_one
+        for way in ("request", "answer"):
             for place in itertools.count():
                 cuts = net.cuts
                 net.left = {way: place}
+                net.at_cut = at_cut
                 gateway.serving = serving
-                net.at_cut = at_cut or (lambda: None)
                 gateway.one.busy_for.update(
                     {r.partition("@")[0].encode(): 1 for r in recipients if r.startswith("busy")}
                 )
                 mark = gateway.send(*recipients)
                 queue_id = gateway.ids
-                gateway.turn()
+                gateway.outage(outage)
                 gateway.turn(2)
                 self.settle(mark, recipients, queue_id)
                 gateway.one.busy_for.clear()
@@ -366,6 +386,10 @@ class HandOverTests(SynchronousTestCase):
 
     def test_one_recipient(self):
         """Cut at each octet of package and answer, and delivered meanwhile: one delivery."""
+        self.cut_everywhere("a@x.test", outage=1)
+
+    def test_one_recipient_at_once(self):
+        """Cut at each octet, and handed over again at once, while it is being delivered: one delivery."""
         self.cut_everywhere("a@x.test")
 
     def test_one_recipient_waits(self):
@@ -374,7 +398,7 @@ class HandOverTests(SynchronousTestCase):
 
     def test_three_recipients(self):
         """Three recipients at two hosts, cut at each octet of package and answers: one delivery each."""
-        self.cut_everywhere("a@x.test", "b@y.test", "c@x.test")
+        self.cut_everywhere("a@x.test", "b@y.test", "c@x.test", outage=1)
 
     def test_three_recipients_wait(self):
         """The same with all of them still in the instance's queue."""
@@ -386,7 +410,7 @@ class HandOverTests(SynchronousTestCase):
 
     def test_mixed(self):
         """Taken, busy and refused: one delivery, one delivery later, one bounce; whatever is cut."""
-        self.cut_everywhere("a@x.test", "busy@y.test", "no@x.test")
+        self.cut_everywhere("a@x.test", "busy@y.test", "no@x.test", outage=1)
 
     def test_mixed_waits(self):
         """The same with the taken one still in the queue."""

@@ -128,16 +128,28 @@ class RouterTests(SynchronousTestCase):
 
         self.assertEqual([r.code for r in self.send("a@one")], [452])
 
+    def test_rest_cannot_be_kept(self):
+        """If some were taken and our store can't take the rest, the client, who has one answer for all, hears 4xx."""
+        for replies in ([K, UNKNOWN], [K, D], [Z, K]):
+            self.c1.replies = [replies]
+            self.own_replies = [Reply(452, "4.3.1", "full", mta="primary")]
+
+            self.assertEqual([r.code for r in self.send("a@one", "b@one")], [452, 452])
+
     def test_two_instances(self):
         """For several instances the message is ours first; none of them is asked before it is safe."""
         self.assertEqual(self.send("a@one", "b@two"), [KEPT, KEPT])
         self.assertEqual((self.c1.sent, self.c2.sent), ([], []))
 
     def test_nobodys_domain(self):
-        """A domain that no instance has is refused for that recipient alone."""
-        replies = self.send("a@one", "b@nowhere")
+        """Recipients of whom no instance knows are refused at RCPT, and if they all come through, then here."""
+        self.assertEqual(self.intake.recipient(None, None, Address(b"b", b"nowhere")).reply.code, 550)
+        self.assertEqual([r.code for r in self.send("b@nowhere")], [550])
 
-        self.assertEqual([r.code for r in replies], [250, 550])
+    def test_domain_lost_on_the_way(self):
+        """If one domain of several has no instance any more, the client is to try again: none is lost in silence."""
+        self.assertEqual([r.code for r in self.send("a@one", "b@nowhere")], [451, 451])
+        self.assertEqual(self.kept, [])
 
     def test_share_of_sessions(self):
         """At most a share of the sessions waits for one instance; its next recipient gets 452, others none."""

@@ -206,11 +206,14 @@ class Dialler:
         timeout = self._timeout_connect if share is None else min(share, self._timeout_connect)
         source = self._source(candidate)
         call = _Call(connection)
-        connector = (
-            reactor.connectTCP(candidate.address, candidate.port, call, timeout=timeout, bindAddress=source)
-            if candidate.port
-            else reactor.connectUNIX(candidate.address, call, timeout=timeout)
-        )
+        try:
+            connector = (
+                reactor.connectTCP(candidate.address, candidate.port, call, timeout=timeout, bindAddress=source)
+                if candidate.port
+                else reactor.connectUNIX(candidate.address, call, timeout=timeout)
+            )
+        except OSError as error:  # no descriptor left for a unix socket; a TCP connector would report it
+            raise DeliveryFailure(Reply(451, "4.4.1", f"cannot connect to {connection.mta}: {error}")) from error
         self._watch(connection)
         timer = None if share is None else reactor.callLater(share, connection.check, math.inf)
         try:

@@ -237,7 +237,11 @@ class QMTPClient:
     def _call(self) -> None:
         line = Line(self, extension=self._extension, mta=self._mta)
         self._calling[line] = None
-        connector = self._connect(Call(line, lambda _: self._not_reached(line)))
+        try:
+            connector = self._connect(Call(line, lambda _: self._not_reached(line)))
+        except OSError:  # no descriptor left for a unix socket; a TCP connector would report it
+            self._not_reached(line)
+            return
         if line in self._calling:
             self._calling[line] = connector
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -188,6 +189,19 @@ class PrimaryService(MultiService):
             hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end,
             log=house.log, clock=house.reactor, wall=house.wall, limits=limits, starttls=tls is not None, greeting=primary.greeting,
         )  # fmt: skip
-        crowd = Crowd(primary.sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
+        sessions = min(primary.sessions, _room(conf))
+        crowd = Crowd(sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
         deadlines = Deadlines(idle=primary.timeout, session=primary.session)
         return SMTPFactory(reception, crowd=crowd, deadlines=deadlines, context=tls)
+
+
+def _room(conf: Conf) -> int:
+    """
+    How many sessions the process has descriptors for; a session has its socket, and its draft may be a file.
+
+    Beyond it a client gets 421. Without this bound clients would take the
+    descriptors that handing over and storing need, and nobody be served.
+    """
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours = 32 + len(conf.instances) * (2 + conf.primary.handover_connections)
+    return max(8, (descriptors - ours) // 2)

@@ -224,6 +224,18 @@ class DiallerTests(SynchronousTestCase):
         connection.dataReceived(b"250 ok\r\n")
         self.successResultOf(dialled)
 
+    def test_no_descriptor_left(self) -> None:
+        """Where not even a socket can be made, the next hop is tried, and nothing is broken."""
+
+        def connect(*_: object, **__: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        self.patch(self.reactor, "connectUNIX", connect)
+        reply = self.reply(self.dial(b"lmtp:/run/lmtp"))
+
+        self.assertEqual((reply.code, reply.status), (451, "4.4.1"))
+        self.assertIn("Too many open files", reply.text)
+
     def test_qmtp(self) -> None:
         """QMTP is for those who know it, host by host."""
         asked = []

@@ -210,6 +210,27 @@ class QMTPClientTests(SynchronousTestCase):
             self.calls.refuse()
             self.successResultOf(again)
 
+    def test_no_descriptor_left(self) -> None:
+        """A call that cannot even be begun leaves the message in doubt; a later one is made, and a stop ends."""
+        client = QMTPClient(self.clock, self.connect, extension=True, low=lambda: 9, mta="alpha")
+        self.broken = True
+        self.assertEqual(codes(self.successResultOf(client.send(message(1)))), [(451, "4.4.1", "")])
+        self.broken = False
+        self.clock.advance(10)
+        sent = client.send(message(2))
+        line, _ = self.calls.answer()
+        self.answer(line, OK)
+
+        self.assertEqual(self.successResultOf(sent)[0].code, 250)
+        stopped = client.stop()
+        line.connectionLost(Failure(error.ConnectionDone()))
+        self.successResultOf(stopped)
+
+    def connect(self, factory: ClientFactory) -> Calls:
+        if self.broken:
+            raise OSError(24, "Too many open files")
+        return self.calls(factory)
+
     def test_peer_that_hangs_up(self) -> None:
         """A peer that hangs up on every connection is not called for every message."""
         client = self.client()

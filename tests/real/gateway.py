@@ -118,6 +118,7 @@ class Client:
 
     def __init__(self, port, host="127.0.0.1", hello=True, timeout=20):
         self.socket = socket.create_connection((host, port), timeout)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.lines = self.socket.makefile("rb")
         self.banner = self.reply()
         if hello:

@@ -50,9 +50,12 @@ class AttackCase(SynchronousTestCase):
         self.port = self.gateway.port
         self.before = {id(sink): len(sink.messages) for sink in (*self.house.sinks.values(), self.house.world)}
         self.told = len(self.gateway.text())
+        self.is_settled = False
         self.addCleanup(self.is_well)
 
     def is_well(self):
+        if not self.is_settled:
+            self.settled()
         self.assertTrue(self.house.client().mail("bob@one.test", mark=self.id()).startswith(b"250"))
         until(lambda: self.house.one.marks[self.id().encode()])
         log = self.gateway.text()[self.told :]
@@ -67,6 +70,7 @@ class AttackCase(SynchronousTestCase):
     def settled(self):
         """What it took, once nothing is on its way any more."""
         until(lambda: all(queue["queued"] == 0 for queue in self.gateway.stat().values()))
+        self.is_settled = True
         return self.taken()
 
 
@@ -973,6 +977,4 @@ class ScarcityTests(SynchronousTestCase):
             self.assertEqual(
                 client.mail(f"{'u' * 60}@one.test", sender="a" * 60 + "@source.test", mark=f"m{n}")[:3], b"250", n
             )
-        for n in range(40):
-            self.assertEqual(client.mail(f"{'u' * 60}@foreign.test", mark=f"n{n}")[:1], b"5", n) if n < 15 else None
         until(lambda: sum(self.sink.marks.values()) == 600, 30)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import FileBody, MemoryBody, Token
-from qmq.spool import schema
+from qmq.spool import bodies, schema
 from qmq.spool.sqlite import SQLiteSpool
 from qmq.spool.store import Store
 from tests.spool.conformance import ANN, BOB, COM, CYD, ORG, TEXT, SpoolConformance, message, without
@@ -178,6 +178,21 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.assertEqual(list(self.kept(store, ANN, token=token)), [])
 
         self.assertEqual(len(self.bodies()), 1)
+
+    def test_folder_not_synced(self) -> None:
+        """A long body whose name could not be synced is thrown away and not acknowledged; short ones are."""
+        store = self.opened(inline=100)
+
+        def failing(folder: str) -> None:
+            raise OSError(5, "Input/output error")
+
+        self.patch(bodies, "sync_folder", failing)
+        long = store.keep(message(store.next_token(), ANN, body=MemoryBody(TEXT * 100)), [ORG], 0)
+        short = store.keep(message(store.next_token(), ANN), [ORG], 0)
+
+        self.assertEqual(len(self.now(short)), 1)
+        self.failureResultOf(long, SpoolTrouble)
+        self.assertEqual((store.messages, self.bodies()), (1, []))
 
     def test_failed_commit(self) -> None:
         """What failed is not there after the disk is well, nor after a restart; nor are its files."""

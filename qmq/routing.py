@@ -253,7 +253,7 @@ class Router:
 @implementer(INextHop)
 class ByDomain:
     """
-    To the instance that has the recipient's domain, or nowhere: the primary's bounces, where no instance is for bounces.
+    To whoever has the recipient's domain, or nowhere: the primary's bounces, where no instance is for bounces.
 
     Nothing is kept on the way, as the router would: their maker still has what they are made of.
     """

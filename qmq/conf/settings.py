@@ -198,7 +198,8 @@ INSTANCE = (
     Setting("bind", units.address_or_nothing, "", "source address of deliveries", "any"),
     Setting("spool", path, "", "folder of its store, on a device of its own if wanted", "NAME below spool of [qmq]"),
     Setting("handover", handover, "qmtp",
-            "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host; qmq:HOST:PORT if qmq runs there"),
+            "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host; "
+            "qmq:HOST:PORT if qmq runs there"),
     Setting("process", units.one_of("shared", "own"), "shared", "own: a worker process of its own"),
     _time("timeoutconnect", "60s", "limit of one connection attempt"),
     _time("timeoutremote", "300s", "limit of each wait for the next hop's answer"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 from zope.interface import directlyProvides
 
 from qmq.conf.model import Conf, Instance
@@ -21,7 +22,7 @@ from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
 from qmq.receive.draft import Drafts
-from qmq.receive.policy import Context, Policy, make_checkers
+from qmq.receive.policy import Context, Policy, installed, make_checkers
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
 from qmq.routing import ByDomain, HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
@@ -32,6 +33,9 @@ from qmq.sockets import Listener, Sockets
 from qmq.tls import server_options
 
 NAME = "primary"
+# That come with qmq, in qmq/checks.
+OWN_CHECKS = frozenset({"rcpthosts", "databytes"})
+_log = Logger()
 
 
 def smtp_word(listen: tuple[str, int]) -> str:
@@ -178,7 +182,7 @@ class PrimaryService(MultiService):
     def _factory(self) -> SMTPFactory:
         house, conf, primary = self._house, self._house.conf, self._house.conf.primary
         context = Context(conf.accepts, primary.databytes, house.reactor)
-        checkers = make_checkers([name for name, _ in primary.checks], context, dict(primary.checks))
+        checkers = make_checkers(_there(primary.checks), context, dict(primary.checks))
         tls = server_options(primary.certificate, primary.key or None) if primary.certificate else None
         limits = Limits(
             databytes=primary.databytes, line=primary.line, command=primary.command, recipients=primary.recipients,
@@ -187,7 +191,8 @@ class PrimaryService(MultiService):
         reception = Reception(
             me=conf.general.me.encode(), policy=Policy([*checkers, ("intake", self.intake)], house.reactor),
             hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end,
-            log=house.log, clock=house.reactor, wall=house.wall, limits=limits, starttls=tls is not None, greeting=primary.greeting,
+            log=house.log, clock=house.reactor, wall=house.wall, limits=limits, starttls=tls is not None,
+            greeting=primary.greeting,
         )  # fmt: skip
         sessions = min(primary.sessions, _room(conf))
         crowd = Crowd(sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
@@ -205,3 +210,18 @@ def _room(conf: Conf) -> int:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     ours = 32 + len(conf.instances) * (2 + conf.primary.handover_connections)
     return max(8, (descriptors - ours) // 2)
+
+
+def _there(checks: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """
+    The checks to make: one of qmq's own whose file was taken away is left out, loudly.
+
+    Without rcpthosts nobody vouches for a recipient, and all are refused. Any
+    other name that is not installed is a mistake, and make_checkers says so.
+    """
+    known = installed()
+    names = [name for name, _ in checks]
+    for name in names:
+        if name in OWN_CHECKS and name not in known:
+            _log.error("the check {name} is not installed: it is left out", name=name)
+    return [name for name in names if name in known or name not in OWN_CHECKS]

@@ -1,7 +1,7 @@
 """What attacks need: a certificate, a downstream host that cheats about TLS, bytes cut as one likes, a gateway kept for many tests."""
 
 import atexit
-import datetime
+import datetime as dt
 import re
 import socket
 import ssl
@@ -22,10 +22,10 @@ def certificate(folder):
     """A PEM file with a self-signed certificate and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mail.test")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     ours = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(9))
+        .serial_number(1).not_valid_before(now - dt.timedelta(1)).not_valid_after(now + dt.timedelta(9))
         .sign(key, hashes.SHA256())
     )  # fmt: skip
     path = Path(folder, "mail.pem")
@@ -234,7 +234,7 @@ _open = {}
 
 
 def house(make):
-    """The house that *make* makes; kept until another one is asked for. (trial knows no setUpClass.)"""
+    """The house that *make* makes; kept until another one is asked for: trial knows no setUpClass."""
     if make not in _open:
         leave()
         _open[make] = make()

@@ -862,6 +862,23 @@ class SpoolConformance:
         self.assertEqual(len(self.now(store.find({}, 0, 9))), 2)
         self.flushLoggedErrors(SpoolTrouble)
 
+    def test_io_error_tombstone(self) -> None:
+        """What was delivered while the disk failed is known again after a restart."""
+        token = Token(b"peer", 1)
+        store = self.opened()
+        (entry,) = self.kept(store, ANN, token=token)
+        self.break_disk(True)
+        store.settle(without(entry, ANN))
+        self.clock.pump([1] * 5)
+        self.break_disk(False)
+        self.clock.pump([1] * 10)
+
+        store = self.again(store)
+
+        self.assertEqual((store.messages, store.tombstones), (0, 1))
+        self.assertEqual(list(self.kept(store, ANN, token=token)), [])
+        self.flushLoggedErrors(SpoolTrouble)
+
     def test_io_error_at_stop(self) -> None:
         """A store stops though what waits cannot be written; who waits is told."""
         store = self.opened()

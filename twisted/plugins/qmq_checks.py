@@ -1,6 +1,13 @@
-"""The catalogue of our own checkers; they come in by the door a stranger's come by."""
+"""
+The catalogue of our own checkers; they come in by the door a stranger's come by.
 
-from qmq.checks import databytes, rcpthosts
+Each module of qmq.checks has a Factory. Take a module away, and only its check is gone.
+"""
 
-rcpthosts_factory = rcpthosts.Factory()
-databytes_factory = databytes.Factory()
+from importlib import import_module
+from pkgutil import iter_modules
+
+from qmq import checks
+
+for _module in iter_modules(checks.__path__):
+    globals()[f"{_module.name}_factory"] = import_module(f"qmq.checks.{_module.name}").Factory()

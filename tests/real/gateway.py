@@ -169,6 +169,7 @@ class Gateway:
         os.chmod(self.folder, 0o755)
         self.port = free_port()
         self.process = None
+        self.environ = {}  # what it gets in addition to ours
         self.log = os.path.join(self.folder, "log")
         self.conf = os.path.join(self.folder, "conf-qmq")
         self.spool = os.path.join(self.folder, "spool")
@@ -192,7 +193,7 @@ class Gateway:
         """Start it, with twistd's further options, and wait for the line that says it is ready."""
         out = open(self.log, "ab")
         before = os.path.getsize(self.log)
-        environ = {k: v for k, v in os.environ.items() if k != "QMQ_STRICT"}
+        environ = {k: v for k, v in os.environ.items() if k != "QMQ_STRICT"} | self.environ
         self.process = subprocess.Popen(
             [*TWISTD, "-n", "--pidfile=", "qmq", "--conf", self.conf, *options],
             stdout=out, stderr=out, cwd=self.folder, env=environ, start_new_session=True,

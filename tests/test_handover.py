@@ -10,25 +10,44 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from functools import partial
 
 from twisted.internet import error
 from twisted.internet.address import UNIXAddress
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.bounce.bouncer import Bouncer
+from qmq.conf.load import load
 from qmq.deliver.destinations import Destinations
 from qmq.deliver.qmtp import QMTPClient
 from qmq.log import EventLog
-from qmq.mail import DOUBLE_BOUNCE_SENDER, Address, Envelope, FileBody, MemoryBody, Message, Reply, address
+from qmq.mail import (
+    DOUBLE_BOUNCE_SENDER,
+    NULL_SENDER,
+    Address,
+    Envelope,
+    FileBody,
+    MemoryBody,
+    Message,
+    Reply,
+    Token,
+    address,
+)
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
 from qmq.receive.draft import Drafts
 from qmq.receive.qmtp import QMTPFactory
 from qmq.routing import ByDomain, HandOverDialler, InProcess, Intake, OpenTokens, Router
+from qmq.service import gateway as root
+from qmq.service.common import House
+from qmq.service.instance import InstanceService
+from qmq.service.primary import PrimaryService
+from qmq.sockets import Sockets
 from qmq.spool.memory import Memory, MemorySpool
+from qmq.spool.writer import Writers
 from tests.queue.fakes import NEVER, OK, FakeDialler, FakeLog
 
 START = 1_700_000_000.0
@@ -444,7 +463,7 @@ class HandOverTests(SynchronousTestCase):
                 mark = prepare(way, place)
                 queue_id = gateway.ids
                 gateway.turn(4)
-                gateway.turn(80, step=2)  # a bounce that was not taken over is offered again after a minute
+                gateway.turn(80, step=5)  # a bounce that was not taken over is offered again after a minute
                 self.assertTrue(all(reply.ok for reply in gateway.told[mark]))
                 self.assertEqual((gateway.taken(mark, recipient), gateway.bounced(queue_id, recipient)), (0, 1))
                 gateway.to_bounces.left = {}
@@ -452,7 +471,7 @@ class HandOverTests(SynchronousTestCase):
                     break
             self.assertGreater(place, 10)
         prepare("none", 0)
-        gateway.turn(80, step=2)
+        gateway.turn(80, step=5)
         self.assertLessEqual(gateway.bounces.spool.tombstones, 2)
         self.assertEqual([gateway.memories[name].rows for name in (b"p", b"one", b"bounces")], [{}, {}, {}])
 
@@ -480,7 +499,7 @@ class HandOverTests(SynchronousTestCase):
         """The primary killed with an uncertain message in its queue hands it over again, and it is one delivery."""
         gateway = self.gateway
         for meanwhile in (True, False):
-            for place in range(0, 40):
+            for place in range(40):
                 gateway.serving = meanwhile
                 gateway.to_one.left = {"answer": place}
                 mark = gateway.send("a@x.test", "b@y.test")
@@ -552,3 +571,55 @@ class HandOverTests(SynchronousTestCase):
 
         doubles = [key for key in gateway.world.took.items() if key[0][2] == POSTMASTER]
         self.assertEqual([(sender, count) for (sender, _, _), count in doubles], [(DOUBLE_BOUNCE_SENDER, 1)])
+
+
+class JoinedTests(SynchronousTestCase):
+    """As the services join them: bounces and ordinary mail never tell each other's lowest number in doubt."""
+
+    def joined(self, extra="", here=("one", "bounces")):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        path = folder + "/conf-qmq"
+        with open(path, "w") as file:
+            file.write(
+                f"[instances]\n1:one\n{extra and '90:bounces'}\n[qmq]\nme = gateway.test\nspool = {folder}/spool\n"
+                "[primary]\nlisten = 127.0.0.1:2525\n[one]\ndomains = one.test\ndeliver = smtp:127.0.0.1:25\n"
+                f"qmtp-listen = none\n{extra}"
+            )
+        conf = load(path)
+        reactor = MemoryReactorClock()
+        log = EventLog(lambda _: None, reactor, reactor.seconds)
+        house = House(reactor, conf, log, Writers(call_from_thread=None), None, None)
+        services = {i.name: InstanceService(house, i, Sockets()) for i in conf.instances if i.name in here}
+        gateway = root.Gateway(reactor, conf, (), {})
+        gateway.instances = services
+        for service in services.values():
+            service.bounce_to(partial(gateway._bounce_hop, house, service))
+        return services, PrimaryService(house, Sockets(), services)
+
+    def assert_own_low(self, hop, spool):
+        """The bouncer's numbers, and no other's."""
+        spool.oldest, spool.lowest = 5, 77
+        low = hop._lowest if isinstance(hop, InProcess) else hop._low
+        self.assertEqual(low(), 5 * 256)
+
+    def test_bounce_instance(self):
+        """Each queue's bounces go to the bounce instance with their own lowest number, in process and by socket."""
+        for here in ((), ("one",), ("one", "bounces")):
+            services, primary = self.joined("[bounces]\nrole = bounce\nqmtp-listen = none\n", here)
+
+            for service in services.values():
+                self.assert_own_low(service.queue.bouncer.hop, service.spool)
+            self.assert_own_low(primary._bounce_hops["bounces"], primary.spool)
+            ordinary = primary._hops["bounces"]
+            low = ordinary._lowest if isinstance(ordinary, InProcess) else ordinary._low
+            self.assertEqual(low(), 77)
+
+    def test_no_bounce_instance(self):
+        """Without one an instance bounces by itself, and the primary to whoever has the sender's domain, or nobody."""
+        services, primary = self.joined(here=("one",))
+
+        self.assert_own_low(services["one"].queue.bouncer.hop, services["one"].spool)
+        self.assert_own_low(primary._bounce_hops["one"], primary.spool)
+        message = Message(Envelope(Token(b"x.b", 1), NULL_SENDER, (JOE,)), b"", MemoryBody(b""))
+        self.assertEqual([r.code for r in self.successResultOf(primary.queue.bouncer.hop.send(message))], [550])

@@ -34,9 +34,8 @@ class SMTPClientWire:
     """
     Messages in, commands and text out; replies in, finished messages out.
 
-    *mta* names the server in replies, *tls* what they came over. *more* is asked once for each message
-    that was sent, for the next: when the text has left if the next envelope can
-    go with it, else when the message is answered.
+    *mta* names the server in replies, *tls* what they came over. *more* is asked once for each message that was sent,
+    for the next: when the text has left if the next envelope can go with it, else when the message is answered.
     """
 
     __slots__ = (

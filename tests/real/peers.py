@@ -151,6 +151,9 @@ class Postfix:
         facts = {"folder": self.folder, "uid": owner.st_uid, "gid": owner.st_gid, "port": self.port}
         (self.etc / "main.cf").write_text(_MAIN.format(more=main.format(**facts), **facts))
         (self.etc / "master.cf").write_text(_SERVICES.format(**facts))
+        for path in self.etc.iterdir():
+            # Each program of Postfix waits while a file of its configuration is younger than a second or two.
+            os.utime(path, (0, 0))
 
     @staticmethod
     def _box(mailbox):

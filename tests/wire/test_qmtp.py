@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.mail import Address, Body, Envelope, FileBody, MemoryBody, Message, Origin, Replies, Reply, Token
+from qmq.mail import (
+    DOUBLE_BOUNCE_SENDER,
+    Address,
+    Body,
+    Envelope,
+    FileBody,
+    MemoryBody,
+    Message,
+    Origin,
+    Replies,
+    Reply,
+    Token,
+)
 from qmq.wire.netstring import ProtocolError, pack
 from qmq.wire.qmtp import (
     BAD_LINES,
@@ -411,6 +423,18 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(
             wire.send(message(recipients=(A, D))), package(b"\rX: y\r\nhi\r\n", recipients=(b"a@b.c", b"d@e.f"))
         )
+
+    def test_double_bounce(self) -> None:
+        """A double bounce keeps its mark on the way to a qmq peer; to others its sender is the null sender."""
+        sent = message(sender=DOUBLE_BOUNCE_SENDER)
+        plain = QMTPClientWire(extension=False, mta="m").send(sent)
+        server = QMTPServerWire(extension=True)
+        server.receive(QMTPClientWire(extension=True, mta="m").send(sent))
+
+        mails = [event for event in iter(server.next_event, None) if isinstance(event, Mail)]
+
+        self.assertEqual(plain, package(b"\rX: y\r\nhi\r\n", sender=b""))
+        self.assertEqual([(mail.sender, mail.fault) for mail in mails], [(DOUBLE_BOUNCE_SENDER, None)])
 
     def test_answers_cut_everywhere(self) -> None:
         """Each answer goes to its recipient and package, however the answers are cut."""

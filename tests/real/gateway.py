@@ -234,7 +234,7 @@ class Gateway:
         return [int(pid) for pid in children.split()]
 
     def kill(self, pid=None):
-        """kill -9 of the main process, or of the one given."""
+        """Kill -9 of the main process, or of the one given."""
         os.kill(pid or self.process.pid, signal.SIGKILL)
         if pid is None:
             self.process.wait(10)

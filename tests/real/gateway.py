@@ -191,7 +191,7 @@ class Gateway:
 
     def start(self, seconds=30, *options):
         """Start it, with twistd's further options, and wait for the line that says it is ready."""
-        out = open(self.log, "ab")
+        out = open(self.log, "ab")  # noqa: SIM115 - the child's
         before = os.path.getsize(self.log)
         environ = {k: v for k, v in os.environ.items() if k != "QMQ_STRICT"} | self.environ
         self.process = subprocess.Popen(

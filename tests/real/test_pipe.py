@@ -3,8 +3,10 @@
 import email
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -205,7 +207,9 @@ class StartTests(SynchronousTestCase):
 
     def test_all_errors_at_once(self):
         """Mistakes are reported all at once, each with its file, line and remedy."""
-        path = Path(self.mktemp())
+        folder = tempfile.mkdtemp(prefix="qmq-test-")
+        self.addCleanup(shutil.rmtree, folder)
+        path = Path(folder, "conf-qmq")
         path.write_text("[instances]\n1:a\n1:b\n[a]\nlifetyme = 3d\nlifetime = 3\n")
 
         done = self.run_qmq("--conf", str(path), "--check")

@@ -1,0 +1,44 @@
+"""
+The reactor that `twistd qmq` runs on if no other is asked for: epoll, as Twisted's own on Linux, with two differences.
+
+Its clock is monotonic: Twisted's counts by the wall clock, and an hour's jump
+back would stall every timer for an hour. And it calls a connection directly,
+without the log context that Twisted puts around each event: about 3 us of some
+25 that an event costs; a connection that raises is logged all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.main import installReactor
+
+
+class MonotonicEPollReactor(EPollReactor):
+    """Epoll on monotonic time."""
+
+    def seconds(self) -> float:
+        """Of the monotonic clock."""
+        return time.monotonic()
+
+    def doPoll(self, timeout: float | None) -> None:
+        """One turn of the loop."""
+        try:
+            events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
+        except InterruptedError:
+            return
+        selectables, do = self._selectables, self._doReadOrWrite
+        for fd, event in events:
+            # One that an earlier event of this turn has closed is not there any more.
+            if (selectable := selectables.get(fd)) is not None:
+                do(selectable, fd, event)
+
+    doIteration = doPoll
+
+
+def install() -> None:
+    """Make it the process's reactor, unless there is one already (`twistd --reactor`, a test)."""
+    if "twisted.internet.reactor" not in sys.modules:
+        installReactor(MonotonicEPollReactor())

@@ -12,12 +12,27 @@ import sys
 import tempfile
 import threading
 import time
+import unittest
 from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 QMQ = [sys.executable, "-c", "from qmq.cli.main import main; main()"]
+
+
+def needs(*programs, root=False):
+    """
+    Skip the test where a peer is missing, saying which; on CI, which installs all of them, fail instead.
+
+    `.ci/run` sets QMQ_CI: there nothing may be skipped.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    missing = [program for program in programs if shutil.which(program, path=path) is None]
+    if root and os.geteuid() != 0:
+        missing.append("root")
+    if missing and not os.environ.get("QMQ_CI"):
+        raise unittest.SkipTest(f"needs {', '.join(missing)}; apt-get install the Debian packages named in .ci/run")
 
 
 def free_port():

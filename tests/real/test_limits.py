@@ -17,7 +17,7 @@ from qmq.mail import Address, Envelope, MemoryBody, Message, Origin, Reply
 from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
-from tests.real.gateway import Gateway, Sink, until
+from tests.real.gateway import Gateway, Sink, needs, until
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +140,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_syncs(self):
         """Forty sessions cost at most a sync for five messages."""
+        needs("strace")
         sink = Sink()
         gateway = self.start(sink).start()
         answers = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.real.gateway import Gateway, Sink, free_port, until
+from tests.real.gateway import Gateway, Sink, free_port, needs, until
 from tests.real.peers import LMTPSink, Postfix, SmtpSink, certificate, run
 
 pytestmark = pytest.mark.slow
@@ -22,6 +22,7 @@ class PeerCase(SynchronousTestCase):
     """Starts what a test needs, and ends it."""
 
     def postfix(self, *mailboxes, main="", tls=False):
+        needs("postfix", root=True)
         postfix = Postfix(mailboxes, main)
         self.addCleanup(postfix.clear)
         if tls:
@@ -46,6 +47,9 @@ class PeerCase(SynchronousTestCase):
 
 class FeedTests(PeerCase):
     """Postfix's own load tools at both ends."""
+
+    def setUp(self):
+        needs("smtp-source", "smtp-sink")
 
     def test_source_to_sink(self):
         """500 messages of smtp-source's, over several sessions, come to smtp-sink, each once."""
@@ -230,6 +234,7 @@ class SwaksTests(PeerCase):
     """swaks, by hand as an operator would use it."""
 
     def setUp(self):
+        needs("swaks")
         self.target = self.sink()
         self.gate = self.gateway(
             {"one.test": f"smtp:127.0.0.1:{self.target.port}"}, primary=f"certificate = {self.pem()}\ndatabytes = 100K"

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.real.gateway import Gateway, Sink, until
+from tests.real.gateway import Gateway, Sink, needs, until
 from tests.real.test_crash import Load
 
 pytestmark = pytest.mark.slow
@@ -97,6 +97,7 @@ class PowerCutTests(SynchronousTestCase):
     """Two customers: one takes its mail at once, the other's waits in the queue over each cut."""
 
     def setUp(self):
+        needs("mkfs.xfs", "mkfs.ext4", root=True)
         self.one, self.two = Sink(), Sink()
         self.gateway = Gateway(
             {"one.test": f"smtp:127.0.0.1:{self.one.port}", "two.test": f"smtp:127.0.0.1:{self.two.port}"},

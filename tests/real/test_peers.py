@@ -49,7 +49,7 @@ class FeedTests(PeerCase):
     """Postfix's own load tools at both ends."""
 
     def setUp(self):
-        needs("smtp-source", "smtp-sink")
+        needs("smtp-source", "smtp-sink", root=True)
 
     def test_source_to_sink(self):
         """500 messages of smtp-source's, over several sessions, come to smtp-sink, each once."""

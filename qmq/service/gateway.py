@@ -29,7 +29,7 @@ from qmq.service.common import House, open_house, say
 from qmq.service.handover import hop_to
 from qmq.service.instance import InstanceService
 from qmq.service.primary import PrimaryService
-from qmq.sockets import CannotListen, Listener, Sockets
+from qmq.sockets import CannotListen, Listener, Sockets, reachable
 
 log = Logger()
 
@@ -96,7 +96,8 @@ class Gateway(MultiService):
             self._sockets.open(wanted)
             for listener in wanted:
                 if listener.path:
-                    own(listener.path, conf.general.user)
+                    own(reachable(listener.path), conf.general.user)
+                    own(reachable(listener.path) + ".lock", conf.general.user)
         become(conf.general.user)
 
     def startService(self) -> None:

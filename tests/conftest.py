@@ -2,11 +2,13 @@
 
 import functools
 import os
+import unittest
 
 os.environ["QMQ_STRICT"] = "1"
 
 import pytest
 from twisted.internet import defer
+from twisted.trial._synctest import _logObserver
 
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
@@ -26,3 +28,16 @@ def pytest_pyfunc_call(pyfuncitem):
         pyfuncitem.obj = limited
     yield
     pyfuncitem.obj = function
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """
+    Begin a trial test without the errors of others.
+
+    A trial test that is skipped leaves trial's log observer on, which then
+    gathers what the asynchronous tests after it log on purpose, for the next one to fail with.
+    """
+    kind = getattr(item, "cls", None)
+    if kind is not None and issubclass(kind, unittest.TestCase):
+        _logObserver.flushErrors()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -65,13 +64,6 @@ from twisted.internet.defer import ensureDeferred
 reactor.callWhenRunning(lambda: ensureDeferred(main()))
 reactor.run()
 """
-
-
-@pytest.fixture(autouse=True)
-def _collected():
-    """What a faulty disk leaves behind is collected here, not in the middle of somebody else's test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
 
-from qmq.mail import Address, Body, Entry, Message, Reply, Seconds, Session, Token, Transaction, Verdict
+from qmq.mail import Address, Body, Entry, Message, Reply, Seconds, Token
+from qmq.session import Session, Transaction, Verdict
 
 Answer = Verdict | None | Awaitable[Verdict | None]
 
@@ -137,10 +138,17 @@ class SpoolTrouble(Exception):
 
 
 class IConnectionChecker(Interface):
-    """Asked before the banner."""
+    """
+    Asked before the banner.
+
+    Of this and the other checkers: *Answer* is a Verdict, None (no opinion) or
+    an awaitable of either. A plain method must answer at once; one that must
+    wait is ``async def``; one that cannot help blocking provides IBlocking too.
+    An attribute *limit* is how many seconds its answer may take (else 30).
+    """
 
     def connection(session: Session) -> Answer:
-        """A Verdict, None (no opinion), or an awaitable of either."""
+        """What it thinks of the client."""
 
 
 class IHeloChecker(Interface):
@@ -164,18 +172,38 @@ class IRecipientChecker(Interface):
         """As above."""
 
 
+class IDataChecker(Interface):
+    """Asked at DATA, or at the first BDAT, of a transaction that has recipients."""
+
+    def data(session: Session, transaction: Transaction) -> Answer:
+        """As above."""
+
+
 class IMessageChecker(Interface):
     """Asked at the end of the data, before anything is handed over."""
 
     def message(session: Session, transaction: Transaction, message: Message) -> Answer:
-        """As above."""
+        """As above; the body's file, if it has one, is there until the answer."""
+
+
+class IBlocking(Interface):
+    """A mark: the checker's plain methods may block. They are called in threads of its own, never in the reactor's."""
 
 
 class ICheckerFactory(IPlugin):
-    """A checker that can be named in conf-qmq; found with twisted.plugin.getPlugins."""
+    """
+    A checker that can be named in conf-qmq; found with twisted.plugin.getPlugins.
+
+    It may have *options* too: what `[check NAME]` may say, a mapping of the word
+    to its help. With it other words are refused before `make` is asked.
+    """
 
     name: str = Attribute("the word in `checks =`")
     help: str = Attribute("one line for `qmq checkers`")
 
     def make(context: Any, options: Mapping[str, str]) -> Any:
-        """A checker (one or more of the I*Checker); raises ValueError with a text for the operator."""
+        """
+        A checker (one or more of the I*Checker), from a qmq.receive.context.Context; starts nothing.
+
+        Raises ValueError, of a file qmq.rules.watched.BadLine, with a text for the operator.
+        """

@@ -27,7 +27,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from qmq.mail import Address, Clock, Octets, Reply, Seconds, Session
+from qmq.mail import Address, Clock, Octets, Reply, Seconds
+from qmq.session import Session
 
 _LONGEST_VALUE = 1000
 _PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is

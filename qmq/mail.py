@@ -247,54 +247,6 @@ class DeliveryFailure(Exception):
         self.reply = reply
 
 
-@value
-class Session:
-    """One client of the primary, as checkers see it; a new value at each HELO, STARTTLS or AUTH."""
-
-    client: str  # IP address
-    port: int
-    server: str  # our address the client came to
-    server_port: int
-    helo: bytes = b""
-    esmtp: bool = False
-    tls: str = ""  # protocol and cipher, empty in clear
-    user: bytes = b""
-    relay: bool = False  # a named client: may send to any domain (RELAYCLIENT)
-
-
-@value
-class Transaction:
-    """One mail transaction, as checkers see it."""
-
-    id: bytes  # the queue id it will have
-    sender: Address
-    size: Octets = 0  # SIZE= of MAIL, 0 if not said
-    smtputf8: bool = False
-    recipients: tuple[Address, ...] = ()  # accepted so far
-
-
-@value
-class Verdict:
-    """
-    A checker's opinion.
-
-    *reply* refuses (5yz) or defers (4yz). Without it: *stop* accepts and asks
-    no further checker of the phase; *vouch* says that this recipient may be
-    relayed to, and goes on; *delay* holds the answer back; *fields* are put in
-    front of the message (whole header fields, CRLF at the end).
-    """
-
-    reply: Reply | None = None
-    stop: bool = False
-    vouch: bool = False
-    delay: Seconds = 0
-    fields: bytes = b""
-    reason: str = ""  # for the log: SPAMCONTROL's Type::Condition
-
-
-VOUCH = Verdict(vouch=True)
-
-
 class Entry:
     """
     A message in a queue, for one site: what is stored, and what is to be done.

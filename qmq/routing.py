@@ -17,7 +17,8 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from zope.interface import implementer
 
 from qmq.interfaces import IConnection, IDialler, INextHop
-from qmq.mail import Address, Envelope, Message, Octets, Replies, Reply, Seconds, Session, Token, Transaction, Verdict
+from qmq.mail import Address, Envelope, Message, Octets, Replies, Reply, Seconds, Token
+from qmq.session import Session, Transaction, Verdict
 
 # Older than this, what an instance last said of itself counts for nothing: unknown means accept.
 _FRESH: Seconds = 5.0

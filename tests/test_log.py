@@ -10,7 +10,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.log import EventLog, to_descriptor
-from qmq.mail import NULL_SENDER, Address, Reply, Session
+from qmq.mail import NULL_SENDER, Address, Reply
+from qmq.session import Session
 
 NOW = 1795457222.123
 SESSION = Session("192.0.2.1", 4711, "192.0.2.25", 25, helo=b"client.example")

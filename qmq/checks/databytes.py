@@ -13,7 +13,8 @@ from typing import Any
 from zope.interface import implementer
 
 from qmq.interfaces import ICheckerFactory, IMessageChecker, ISenderChecker
-from qmq.mail import Message, Octets, Reply, Session, Transaction, Verdict
+from qmq.mail import Message, Octets, Reply
+from qmq.session import Session, Transaction, Verdict
 
 _TOO_BIG = Verdict(
     reply=Reply(552, "5.3.4", "sorry, that message is bigger than I take"), reason="Reject::DATA::Invalid_Size"

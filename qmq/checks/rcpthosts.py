@@ -14,7 +14,8 @@ from typing import Any
 from zope.interface import implementer
 
 from qmq.interfaces import ICheckerFactory, IRecipientChecker
-from qmq.mail import VOUCH, Address, Reply, Session, Transaction, Verdict
+from qmq.mail import Address, Reply
+from qmq.session import VOUCH, Session, Transaction, Verdict
 
 _DENIED = Verdict(reply=Reply(553, "5.7.1", "relaying denied"), reason="Reject::SNDR::Invalid_Relay")
 

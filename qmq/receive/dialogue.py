@@ -18,10 +18,11 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from qmq.conversation import After, Spoken
-from qmq.mail import Address, Message, Octets, Replies, Reply, Seconds, Session, Verdict
+from qmq.mail import Address, Message, Octets, Replies, Reply, Seconds
 from qmq.receive import replies as say
 from qmq.receive.letter import Letter
 from qmq.receive.reception import Reception
+from qmq.session import Session, Verdict
 from qmq.wire.smtp_events import (
     BodyPart,
     Chunk,

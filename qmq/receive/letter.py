@@ -6,10 +6,11 @@ One object, so that nothing of it can outlive it.
 
 from __future__ import annotations
 
-from qmq.mail import Address, Envelope, Message, Octets, Origin, Reply, Session, Token, Transaction
+from qmq.mail import Address, Envelope, Message, Octets, Origin, Reply, Token
 from qmq.receive.draft import Draft
 from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, NOT_LINES, TOO_BIG
 from qmq.receive.trace import Trace, hops, protocol
+from qmq.session import Session, Transaction
 from qmq.wire.smtp_events import MailFrom
 from qmq.wire.text import LineCheck
 

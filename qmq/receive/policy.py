@@ -30,22 +30,15 @@ from qmq.interfaces import (
     IRecipientChecker,
     ISenderChecker,
 )
-from qmq.mail import Address, Message, Octets, Seconds, Session, Transaction, Verdict, value
+from qmq.mail import Address, Message, Seconds
+from qmq.receive.context import Context
 from qmq.receive.replies import TRY_LATER
+from qmq.session import Session, Transaction, Verdict
 
 _log = Logger()
 
 Check = tuple[Callable[..., Any], str]  # a bound method, and its checker's name
 Opinion = Verdict | None
-
-
-@value
-class Context:
-    """What a checker's factory may use of the house."""
-
-    knows: Callable[[bytes], bool]  # is there a route for this domain (in lower case)
-    databytes: Octets  # the longest message we take; 0: any
-    clock: IReactorTime
 
 
 class Policy:

@@ -24,10 +24,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qmq.conversation import fast_writer
-from qmq.mail import Address, Clock, Envelope, Message, Octets, Origin, Replies, Reply, Seconds, Session, Token
+from qmq.mail import Address, Clock, Envelope, Message, Octets, Origin, Replies, Reply, Seconds, Token
 from qmq.receive.draft import Draft, Drafts
 from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, TRY_LATER
 from qmq.receive.trace import Trace, hops
+from qmq.session import Session
 from qmq.wire.netstring import ProtocolError
 from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
 

@@ -8,10 +8,11 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from qmq.interfaces import INextHop
-from qmq.mail import Address, Clock, Octets, Reply, Seconds, Session, Token, value
+from qmq.mail import Address, Clock, Octets, Reply, Seconds, Token, value
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.trace import Trace
+from qmq.session import Session
 from qmq.wire.smtp_server import COMMAND_OCTETS
 from qmq.wire.text import LINE_OCTETS
 

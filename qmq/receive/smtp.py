@@ -20,9 +20,10 @@ from twisted.python.failure import Failure
 
 from qmq.conversation import Conversation, fast_writer
 from qmq.deadlines import Deadlines
-from qmq.mail import Reply, Session, value
+from qmq.mail import Reply, value
 from qmq.receive.dialogue import Dialogue
 from qmq.receive.reception import Reception
+from qmq.session import Session
 from qmq.wire.smtp_server import SMTPServerWire
 
 TOO_MANY_SESSIONS = Reply(421, "4.3.2", "too many connections here, try again later")

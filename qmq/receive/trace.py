@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import time
 
-from qmq.mail import Address, Clock, Session, path
+from qmq.mail import Address, Clock, path
+from qmq.session import Session
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")

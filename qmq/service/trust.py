@@ -8,7 +8,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from zope.interface import implementer
 
 from qmq.interfaces import IConnectionChecker, IRecipientChecker
-from qmq.mail import VOUCH, Address, Reply, Session, Transaction, Verdict
+from qmq.mail import Address, Reply
+from qmq.session import VOUCH, Session, Transaction, Verdict
 
 _NO_PEER = Verdict(Reply(554, "5.7.1", "this is no public mail server"))
 

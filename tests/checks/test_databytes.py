@@ -4,8 +4,9 @@ from zope.interface.verify import verifyObject
 
 from qmq.checks.databytes import Factory
 from qmq.interfaces import ICheckerFactory, IMessageChecker, ISenderChecker
-from qmq.mail import NULL_SENDER, Envelope, MemoryBody, Message, Session, Token, Transaction
-from qmq.receive.policy import Context
+from qmq.mail import NULL_SENDER, Envelope, MemoryBody, Message, Token
+from qmq.receive.context import Context
+from qmq.session import Session, Transaction
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
 

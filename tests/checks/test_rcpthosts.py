@@ -4,8 +4,9 @@ from zope.interface.verify import verifyObject
 
 from qmq.checks.rcpthosts import Factory
 from qmq.interfaces import ICheckerFactory, IRecipientChecker
-from qmq.mail import VOUCH, Address, Session, Transaction
-from qmq.receive.policy import Context
+from qmq.mail import Address
+from qmq.receive.context import Context
+from qmq.session import VOUCH, Session, Transaction
 
 STRANGER = Session("192.0.2.1", 40000, "192.0.2.25", 25)
 RELAY = Session("192.0.2.2", 40000, "192.0.2.25", 25, relay=True)

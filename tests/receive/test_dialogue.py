@@ -6,9 +6,10 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from qmq.interfaces import IConnectionChecker, IHeloChecker, IMessageChecker, IRecipientChecker, ISenderChecker
-from qmq.mail import VOUCH, Address, FileBody, Reply, Verdict
+from qmq.mail import Address, FileBody, Reply
 from qmq.receive.draft import Drafts
 from qmq.receive.reception import Limits
+from qmq.session import VOUCH, Verdict
 from tests.receive.fakes import LETTER, TAKEN, TEXT, ListenerCase
 
 HELLO = b"EHLO client.example"

@@ -4,8 +4,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from qmq.interfaces import ICheckerFactory, IHeloChecker, IMessageChecker, IRecipientChecker
-from qmq.mail import VOUCH, Address, Reply, Session, Transaction, Verdict
-from qmq.receive.policy import Context, Policy, installed, make_checkers
+from qmq.mail import Address, Reply
+from qmq.receive.context import Context
+from qmq.receive.policy import Policy, installed, make_checkers
+from qmq.session import VOUCH, Session, Transaction, Verdict
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
 TRANSACTION = Transaction(b"spool-1", Address(b"a", b"x.example"))

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.mail import Address, Session
+from qmq.mail import Address
 from qmq.receive.trace import Trace, hops, protocol
+from qmq.session import Session
 
 
 def session(**how):

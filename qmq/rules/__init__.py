@@ -1,0 +1,1 @@
+"""SPAMCONTROL's rules, from its files to answers: pure, no Twisted, no clock."""

@@ -1,0 +1,117 @@
+"""
+Files of rules that may be edited while we run.
+
+A file is read when it is first asked for, and read again when it has changed;
+whether it has is looked at once after each new connection, so that an edit
+holds for the next one (SPAMCONTROL 2.1). What cannot be read then leaves the
+rules as they were, with a warning: a slip of the editor must not open the door.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class BadLine(ValueError):
+    """A rule that is none: file, line (0: the whole file), what is wrong, what to write instead."""
+
+    def __init__(self, path: str, line: int, text: str, remedy: str = "") -> None:
+        place = f"{path}:{line}" if line else path
+        super().__init__(f"{place}: {text}" + (f"; {remedy}" if remedy else ""))
+        self.path = path
+        self.line = line
+        self.text = text
+        self.remedy = remedy
+
+
+class Files:
+    """All files that are watched for one listener's rules; *warn* is told what could not be read again."""
+
+    def __init__(self, warn: Callable[[str], None] | None = None) -> None:
+        self.round = 0
+        self._warn = warn
+        self._watched: dict[tuple[str, Callable[[str], Any]], Watched[Any]] = {}
+
+    def look(self) -> None:
+        """A new connection: whoever asks a file next learns whether it has changed."""
+        self.round += 1
+
+    def watch(self, path: str, read: Callable[[str], T], missing: T) -> Watched[T]:
+        """
+        The rules that *read* makes of the file at *path*; *missing* while there is none.
+
+        *read* is given the path; it raises BadLine for bad rules, OSError for
+        what cannot be read. Both are raised here too, the first time.
+        """
+        key = path, read
+        if key not in self._watched:
+            self._watched[key] = Watched(self, path, read, missing)
+        return self._watched[key]
+
+    def warn(self, text: str) -> None:
+        """For the operator."""
+        if self._warn is not None:
+            self._warn(text)
+
+
+class Watched(Generic[T]):
+    """A file's rules, as they are now; made by Files.watch."""
+
+    __slots__ = ("_files", "_missing", "_read", "_round", "_rules", "_version", "path")
+
+    def __init__(self, files: Files, path: str, read: Callable[[str], T], missing: T) -> None:
+        self.path = path
+        self._files = files
+        self._read = read
+        self._missing = missing
+        self._version = self._look()
+        self._round = files.round
+        try:
+            self._rules = missing if self._version is None else read(path)
+        except FileNotFoundError:
+            self._rules = missing
+        except OSError as trouble:
+            raise BadLine(path, 0, f"cannot be read: {trouble.strerror}", "let qmq's account read it") from trouble
+
+    def now(self) -> T:
+        """The rules; read again if the file has changed since the last connection."""
+        if self._round != self._files.round:
+            self._round = self._files.round
+            version = self._look()
+            if version != self._version:
+                self._version = version
+                self._again()
+        return self._rules
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            facts = os.stat(self.path)
+        except OSError:
+            return None
+        return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+    def _again(self) -> None:
+        if self._version is None:
+            self._rules = self._missing
+            return
+        try:
+            self._rules = self._read(self.path)
+        except (OSError, ValueError) as trouble:
+            self._files.warn(f"the rules stay as they were: {trouble}")
+
+
+def lines(path: str) -> list[tuple[int, bytes]]:
+    """
+    The lines of a control file with their numbers; raises OSError.
+
+    As qmail reads lists (SPAMCONTROL 2.1): # in the first column is a comment,
+    blanks and tabs at the end are cut, what is then empty is passed over.
+    """
+    with open(path, "rb") as file:
+        text = file.read()
+    rows = ((number, row.rstrip(b" \t\r")) for number, row in enumerate(text.split(b"\n"), 1))
+    return [(number, row) for number, row in rows if row and not row.startswith(b"#")]

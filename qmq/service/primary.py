@@ -21,8 +21,8 @@ from qmq.interfaces import INextHop, IRecipientChecker, ISenderChecker
 from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
-from qmq.receive.draft import Drafts
 from qmq.receive.context import Context
+from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy, installed, make_checkers
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory

@@ -8,6 +8,7 @@ CORE = [
     "service_identity>=24",
     "dnspython>=2.9,<3",
     "apsw>=3.54",
+    "cdbx>=0.3",
     "click>=8.3",
     "rich>=14",
 ]

@@ -59,7 +59,7 @@ class Programs:
     """
     Starts programs, at most *at_once*; *waiting* more may wait for their turn.
 
-    *spawn* makes a process from what twisted's Process takes.
+    *spawn* makes a Group from what twisted's Process takes.
     """
 
     def __init__(
@@ -219,14 +219,8 @@ class _Run(ProcessProtocol):
         if transport is None:
             self._programs.forget(self)
             return
-        if self._exited:
-            return  # its number may be another's by now
-        try:
-            os.killpg(transport.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it has ended meanwhile
-        except PermissionError:
-            _log.warn("{program} runs as somebody else and cannot be ended", program=self.name)
+        if not self._exited:  # else its number may be another's by now
+            transport.kill()
 
 
 @implementer(IPullProducer)
@@ -290,6 +284,15 @@ class Group(Process):
             for descriptor in moved.values():
                 os.close(descriptor)
         self.status = -1
+
+    def kill(self) -> None:
+        """End it, and what it has started, at once; only while it has not been reaped."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # what was wanted
+        except PermissionError:
+            _log.warn("process {pid} runs as somebody else and cannot be ended", pid=self.pid)
 
 
 @cache

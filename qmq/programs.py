@@ -287,6 +287,7 @@ class Group(Process):
 
     def kill(self) -> None:
         """End it, and what it has started, at once; only while it has not been reaped."""
+        assert self.pid is not None
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -92,6 +92,9 @@ class Wire(Protocol[Event_co]):
     def reply(self, reply: Reply) -> None:
         """Answer the last event."""
 
+    def line(self, reply: Reply) -> bytes:
+        """A reply as this wire says it."""
+
     def say(self, raw: bytes) -> None:
         """The same in bytes; also what nobody asked for, such as the banner."""
 
@@ -118,6 +121,12 @@ class Dialogue(Protocol[Event_contra]):
 
     def receiving(self) -> tuple[object, Octets] | None:
         """The body that is being received, and how much of it; None between bodies."""
+
+    def early(self) -> None:
+        """The client speaks before it was greeted."""
+
+    def cut(self, reply: Reply) -> None:
+        """The session is being ended with this reply, which nobody asked for."""
 
     def lost(self) -> bool:
         """The client is gone. True: what is awaited may be cancelled; False: it has begun to be committed."""
@@ -161,6 +170,7 @@ class Conversation(protocol.Protocol):
         self._awaited: Deferred[Any] | None = None
         self._pumping = False
         self._open = False
+        self._greeting = False  # the banner is still to come
         self._gone = False
         self._paused = False  # reading from the transport
         self._full = False  # the transport's buffer
@@ -176,12 +186,13 @@ class Conversation(protocol.Protocol):
         transport.registerProducer(self, True)
         self._dialogue = self._begin(self)
         self._open = True
-        self._pumping = True
+        self._pumping = self._greeting = True
         try:
             self._say(self._dialogue.greet())
         except Exception:  # noqa: BLE001 - whatever broke, only this session feels it
             self._trouble(Failure())
         self._pumping = False
+        self._greeting = self._awaited is not None
         self._go_on()
 
     def dataReceived(self, data: bytes) -> None:
@@ -189,6 +200,8 @@ class Conversation(protocol.Protocol):
         if not self._open:
             return
         self._wire.receive(data)
+        if self._greeting:
+            self._dialogue.early()
         if self._awaited is None and not self._full and not self._pumping:
             self._pump()
         else:
@@ -220,7 +233,7 @@ class Conversation(protocol.Protocol):
     def _say(self, answer: Spoken | Deferred[Spoken]) -> bool:
         """Whether it is said; else _answered goes on when it is known."""
         if isinstance(answer, Reply):
-            answer = answer.line
+            answer = self._wire.line(answer)
         if isinstance(answer, bytes):
             self._wire.say(answer)
             return True
@@ -232,6 +245,7 @@ class Conversation(protocol.Protocol):
 
     def _answered(self, result: Spoken | Failure) -> None:
         self._awaited = None
+        self._greeting = False
         if not self._open:
             if isinstance(result, Failure) and not result.check(CancelledError):
                 self._log.failure("a session broke after its client had gone", result)
@@ -298,7 +312,8 @@ class Conversation(protocol.Protocol):
     def _cut(self, reply: Reply) -> None:
         """Say this, unasked, and end."""
         if self._open:
-            self._write(self._wire.to_send() + reply.line)
+            self._dialogue.cut(reply)
+            self._write(self._wire.to_send() + self._wire.line(reply))
             self._close()
 
     def _close(self) -> None:

@@ -211,12 +211,22 @@ class Reply:
             object.__setattr__(self, "_line", self._wire())
         return self._line
 
+    @property
+    def classic(self) -> bytes:
+        """The wire form as qmail wrote it: ``(#x.y.z)`` at the end of a refusal, no code in what is well."""
+        status = _UNPRINTABLE.sub("?", self.status)
+        return self._lines("", f" (#{status})" if status and self.code >= 400 else "")
+
     def _wire(self) -> bytes:
+        return self._lines(_UNPRINTABLE.sub("?", self.status) + " " if self.status else "", "")
+
+    def _lines(self, before: str, behind: str) -> bytes:
+        """*before* stands in front of each line's text, *behind* at the end of the last."""
         lines = self.text.split("\n")
-        status = _UNPRINTABLE.sub("?", self.status) + " " if self.status else ""
         last = len(lines) - 1
         return "".join(
-            f"{self.code}{' ' if i == last else '-'}{status}{_UNPRINTABLE.sub('?', text)[:_TEXT_OCTETS]}\r\n"
+            f"{self.code}{' ' if i == last else '-'}{before}{_UNPRINTABLE.sub('?', text)[:_TEXT_OCTETS]}"
+            f"{behind if i == last else ''}\r\n"
             for i, text in enumerate(lines)
         ).encode("ascii")
 

@@ -31,7 +31,7 @@ _SHARE = Verdict(Reply(452, "4.3.2", "too many sessions wait for that domain's q
 _BUDGET = Verdict(Reply(452, "4.3.1", "too much mail waits for that domain's queue, try again later"))
 _REFUSING = Verdict(Reply(452, "4.3.2", "that domain's queue takes no mail now, try again later"))
 _FULL = Verdict(Reply(452, "4.3.1", "that domain's queue is full, try again later"))
-_DISK = Verdict(Reply(452, "4.3.1", "insufficient system storage"))
+_DISK = Verdict(Reply(452, "4.3.1", "insufficient system storage"), now=True)
 
 
 class HandOvers(Protocol):

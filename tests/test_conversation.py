@@ -40,6 +40,9 @@ class LineWire:
     def reply(self, reply):
         self.say(reply.line)
 
+    def line(self, reply):
+        return reply.line
+
     def say(self, raw):
         self.out.append(raw)
         self.awaiting = False
@@ -75,6 +78,12 @@ class Answers:
 
     def receiving(self):
         return None
+
+    def early(self):
+        pass
+
+    def cut(self, reply):
+        pass
 
     def lost(self):
         self.losses += 1

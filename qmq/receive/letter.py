@@ -6,13 +6,23 @@ One object, so that nothing of it can outlive it.
 
 from __future__ import annotations
 
-from qmq.mail import Address, Envelope, Message, Octets, Origin, Reply, Token
+from qmq.mail import Address, Envelope, Message, Octets, Origin, Reply, Token, value
 from qmq.receive.draft import Draft
+from qmq.receive.policy import Refusal
 from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, NOT_LINES, TOO_BIG
 from qmq.receive.trace import Trace, hops, protocol
-from qmq.session import Session, Transaction
+from qmq.session import Session, Transaction, Verdict
 from qmq.wire.smtp_events import MailFrom
 from qmq.wire.text import LineCheck
+
+
+@value
+class Fault:
+    """What is wrong with a text: the reply, and the log's words."""
+
+    reply: Reply
+    reason: str
+    info: str = ""
 
 
 class Letter:
@@ -20,36 +30,48 @@ class Letter:
     What a client has said of one message so far.
 
     *fields* are those that checkers want in front of it. *recipients* are the
-    accepted ones, in order, each once; *refused*: there were others.
+    accepted ones, in order, each once; *refused*: there were others. *held* is
+    the refusal that each recipient will hear; *commands* counts its RCPTs.
     """
 
-    __slots__ = ("_lines", "_seen", "_spoilt", "draft", "fields", "id", "mail", "recipients", "refused", "token")
+    __slots__ = (
+        "_lines", "_spoilt", "asked", "commands", "draft", "fields", "held", "id", "mail", "protocol", "recipients",
+        "refused", "token",
+    )  # fmt: skip
 
-    def __init__(self, token: Token, mail: MailFrom, fields: bytes) -> None:
+    def __init__(self, token: Token, mail: MailFrom, fields: bytes, held: Refusal | None = None) -> None:
         self.token = token
         self.id = token.id
         self.mail = mail
         self.fields = fields
+        self.held = held
+        self.protocol = b""
+        self.commands = 0
         self.recipients: dict[Address, None] = {}
         self.refused = False
+        self.asked = True  # DATA's checkers were, or will be before any text comes
         self.draft: Draft | None = None  # once the text has begun
         self._lines: LineCheck | None = None
         self._spoilt = False
-        self._seen: Transaction | None = None
 
     def seen(self) -> Transaction:
-        """As checkers see it."""
-        if self._seen is None:
-            mail = self.mail
-            self._seen = Transaction(self.id, mail.sender, mail.size, mail.smtputf8, tuple(self.recipients))
-        return self._seen
+        """As checkers see it now."""
+        mail = self.mail
+        return Transaction(
+            self.id, mail.sender, mail.size, mail.smtputf8, tuple(self.recipients), self.commands, self.protocol
+        )
 
-    def add(self, recipient: Address, fields: bytes) -> None:
-        """One more accepted recipient."""
-        self.recipients[recipient] = None
-        self._seen = None
-        if fields:
-            self.fields = fields + self.fields
+    @property
+    def only(self) -> Address | None:
+        """The recipient, if there is but one."""
+        return next(iter(self.recipients)) if len(self.recipients) == 1 else None
+
+    def judged(self, verdict: Verdict) -> None:
+        """What a verdict that lets it pass adds to it."""
+        if verdict.fields:
+            self.fields = verdict.fields + self.fields
+        if verdict.protocol and verdict.protocol not in self.protocol:
+            self.protocol += verdict.protocol  # once, however often it is said (SPAMCONTROL 2.20 #9)
 
     def begin(self, draft: Draft, lines: LineCheck | None) -> None:
         """The text is coming. *lines*: nobody has looked yet whether it is made of lines."""
@@ -63,23 +85,23 @@ class Letter:
         if self._lines is not None and not self._lines.feed(data):
             self._spoilt = True
 
-    def fault(self, *, complete: bool, most_hops: int) -> tuple[Reply, str] | None:
-        """What is wrong with the text as far as it has come: the reply, and a reason for the log."""
+    def fault(self, *, complete: bool, most_hops: int) -> Fault | None:
+        """What is wrong with the text as far as it has come."""
         draft = self.draft
         assert draft is not None
         if self._spoilt or (complete and self._lines is not None and not self._lines.end()):
-            return NOT_LINES, "bare CR or LF, or long line"
+            return Fault(NOT_LINES, "Reject::DATA::Bad_Line", NOT_LINES.text)
         if draft.over:
-            return TOO_BIG, "size"
+            return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
         if draft.trouble is not None:
-            return NO_SPACE, str(draft.trouble)
+            return Fault(NO_SPACE, "Reject::DATA::No_Space", str(draft.trouble))
         if not complete:
             return None
         header = draft.header()
         if header is None:
-            return HEADER_TOO_BIG, "header"
+            return Fault(HEADER_TOO_BIG, "Reject::DATA::Big_Header")
         if hops(header) >= most_hops:
-            return LOOP, "hops"
+            return Fault(LOOP, "Reject::SMTP::Toomany_Hops")
         return None
 
     def message(self, session: Session, trace: Trace, opening: bytes) -> Message:
@@ -87,10 +109,9 @@ class Letter:
         assert self.draft is not None
         body = self.draft.close()
         mail, recipients = self.mail, tuple(self.recipients)
-        only = recipients[0] if len(recipients) == 1 else None
-        received = trace.received(opening, session, self.id, only, smtputf8=mail.smtputf8)
+        word = protocol(session, smtputf8=mail.smtputf8) + self.protocol
+        received = trace.received(opening, session, word, self.id, self.only)
         client = session.client.encode("ascii", "replace")
-        word = protocol(session, smtputf8=mail.smtputf8)
         origin = Origin(word, client, session.port, session.helo, session.user)
         envelope = Envelope(self.token, mail.sender, recipients, origin, mail.body_type, mail.smtputf8)
         # RFC 7208 9.1: what checkers found stands above the Received field of the same hop.

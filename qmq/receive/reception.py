@@ -12,13 +12,18 @@ from qmq.mail import Address, Clock, Octets, Reply, Seconds, Token, value
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.trace import Trace
-from qmq.session import Session
+from qmq.session import Session, Transaction
 from qmq.wire.smtp_server import COMMAND_OCTETS
 from qmq.wire.text import LINE_OCTETS
 
 
 class EventLog(Protocol):
-    """Facts we tell; *recipient* None: of the whole message, or before there was any."""
+    """
+    Facts we tell.
+
+    *reason* is SPAMCONTROL's Action::Type::Condition, *info* what stands
+    between its quotes; both are for us alone. *transaction* None: there was none.
+    """
 
     def accepted(
         self,
@@ -30,10 +35,31 @@ class EventLog(Protocol):
     ) -> None:
         """The next hop has it, for these recipients; they know it by this id."""
 
-    def refused(
-        self, session: Session, sender: Address | None, recipient: Address | None, reply: Reply, reason: str
+    def passed(
+        self, session: Session, transaction: Transaction, recipient: Address, reason: str, info: str = ""
     ) -> None:
-        """Somebody said no; *reason* is for us alone."""
+        """A recipient was accepted."""
+
+    def refused(
+        self,
+        session: Session,
+        transaction: Transaction | None,
+        recipient: Address | None,
+        reply: Reply,
+        reason: str,
+        info: str = "",
+    ) -> None:
+        """Somebody said no; *recipient* None: to all of it, or before there was any."""
+
+    def noted(
+        self,
+        session: Session,
+        transaction: Transaction | None,
+        recipient: Address | None,
+        reason: str,
+        info: str = "",
+    ) -> None:
+        """Nobody was told, but an operator may look for it."""
 
 
 @value
@@ -48,6 +74,8 @@ class Limits:
     talk: int = 100  # commands that are no mail (NOOP, RSET, EHLO...) since then
     hops: int = 100  # Received and Delivered-To fields; RFC 5321 6.3: no less than 100
     delay: Seconds = 120  # that checkers may hold an answer back
+    helo: bool = False  # MAIL needs a HELO before it (RFC 5321 4.1.4; qmail never asked for it)
+    held: bool = True  # refusals before RCPT wait for RCPT
 
 
 def _nothing(token: Token) -> None:
@@ -55,7 +83,12 @@ def _nothing(token: Token) -> None:
 
 
 class Reception:
-    """What all sessions of a listener share."""
+    """
+    What all sessions of a listener share.
+
+    *classic*: enhanced codes stand as ``(#x.y.z)`` at the end of a refusal, as
+    qmail wrote them; else where RFC 2034 wants them.
+    """
 
     def __init__(
         self,
@@ -72,6 +105,8 @@ class Reception:
         limits: Limits = Limits(),  # noqa: B008 - a value
         starttls: bool = False,
         greeting: str = "",
+        localiphost: str = "",
+        classic: bool = False,
     ) -> None:
         self.policy = policy
         self.hop = hop
@@ -82,13 +117,25 @@ class Reception:
         self.clock = clock
         self.limits = limits
         self.starttls = starttls
+        self.classic = classic
         self.trace = Trace(me, wall)
+        self._wall = wall
         name = me.decode("ascii")
-        offers = (
-            f"{name}\nPIPELINING\nSIZE {limits.databytes}\n8BITMIME\nSMTPUTF8\n"
-            "ENHANCEDSTATUSCODES\nCHUNKING\nBINARYMIME"
-        )
+        self._localiphost = (localiphost or name).lower().encode()
+        enhanced = "" if classic else "ENHANCEDSTATUSCODES\n"
+        offers = f"{name}\nPIPELINING\nSIZE {limits.databytes}\n8BITMIME\nSMTPUTF8\n{enhanced}CHUNKING\nBINARYMIME"
         self.banner = Reply(220, "", f"{greeting or name} ESMTP")
         self.helo = Reply(250, "", name)
         self.ehlo = Reply(250, "", f"{offers}\nSTARTTLS\nHELP" if starttls else f"{offers}\nHELP")
         self.ehlo_in_tls = Reply(250, "", f"{offers}\nHELP")
+
+    def at_home(self, recipient: Address, server: str) -> Address:
+        """The recipient, with our name for the literal of the address that the client came to (localiphost)."""
+        literal = b"[ipv6:%s]" % server.encode() if ":" in server else b"[%s]" % server.encode()
+        return Address(recipient.local, self._localiphost) if recipient.domain == literal else recipient
+
+    def taken(self, queue_id: bytes) -> bytes:
+        """What the client is told when its message is safe."""
+        if self.classic:
+            return b"250 ok %d qp %s\r\n" % (self._wall(), queue_id)
+        return b"250 2.0.0 ok %s\r\n" % queue_id

@@ -98,7 +98,7 @@ class SMTPFactory(ServerFactory):
             return self._begun(conversation, client, port)
 
         conversation = Conversation(
-            SMTPServerWire(line_octets=limits.line, command_octets=limits.command),
+            SMTPServerWire(line_octets=limits.line, command_octets=limits.command, classic=self._reception.classic),
             begin,
             ended=self._ended,
             context=self._context,

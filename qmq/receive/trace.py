@@ -34,7 +34,7 @@ def protocol(session: Session, *, smtputf8: bool) -> bytes:
     word = b"UTF8SMTP" if smtputf8 else b"ESMTP"
     if session.tls:
         word += b"S"
-    return word + b"A" if session.user else word
+    return word + b"A" if session.user and session.user != session.environment.info else word
 
 
 class Trace:
@@ -52,21 +52,21 @@ class Trace:
         client = session.client.encode("ascii", "replace")
         if b":" in client:
             client = b"IPv6:" + client  # RFC 5321 4.1.3
-        source = b" ([%s])" % client if client else b" (local)"
+        name = (
+            b"" if session.host == "unknown" else _NOT_A_NAME.sub(b"?", session.host.encode("ascii", "replace")) + b" "
+        )
+        source = b" (%s[%s])" % (name, client) if client else b" (local)"
         return b"Received: from %s%s\r\n\tby %s with " % (helo, source, self._me)
 
-    def received(
-        self, opening: bytes, session: Session, token_id: bytes, only: Address | None, *, smtputf8: bool
-    ) -> bytes:
+    def received(self, opening: bytes, session: Session, word: bytes, token_id: bytes, only: Address | None) -> bytes:
         """
         The whole field.
 
-        *only* is the recipient if there is but one: more would tell each of the
-        others (RFC 5321 7.2).
+        *word* is the protocol's. *only* is the recipient if there is but one:
+        more would tell each of the others (RFC 5321 7.2).
         """
         tls = b" (%s)" % _NOT_A_COMMENT.sub("?", session.tls).encode("ascii") if session.tls else b""
         to = b"\r\n\tfor <%s>" % _CONTROL.sub(b"?", path(only)) if only is not None else b""
-        word = protocol(session, smtputf8=smtputf8)
         return b"%s%s%s id %s%s;\r\n\t%s\r\n" % (opening, word, tls, token_id, to, self.date())
 
     def date(self) -> bytes:

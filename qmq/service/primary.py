@@ -21,9 +21,10 @@ from qmq.interfaces import INextHop, IRecipientChecker, ISenderChecker
 from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
+from qmq.receive.catalogue import installed, make_checkers
 from qmq.receive.context import Context
 from qmq.receive.draft import Drafts
-from qmq.receive.policy import Policy, installed, make_checkers
+from qmq.receive.policy import Policy
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
 from qmq.routing import ByDomain, HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all

@@ -11,7 +11,7 @@ from qmq.interfaces import IConnectionChecker, IRecipientChecker
 from qmq.mail import Address, Reply
 from qmq.session import VOUCH, Session, Transaction, Verdict
 
-_NO_PEER = Verdict(Reply(554, "5.7.1", "this is no public mail server"))
+_NO_PEER = Verdict(Reply(554, "5.7.1", "this is no public mail server"), now=True)
 
 
 @implementer(IConnectionChecker, IRecipientChecker)

@@ -32,19 +32,23 @@ class SMTPServerWire:
     """
     The server's side of one connection.
 
-    *line_octets*: a longer line of a text, CRLF included, spoils the message.
+    *classic*: enhanced codes stand where qmail put them. *line_octets*: a longer
+    line of a text, CRLF included, spoils the message.
     *command_octets*: a longer command, CRLF included, ends the session. After an
     event that ends it (QUIT, Malformed with *close*), nothing more is read.
     """
 
     __slots__ = (
-        "_at", "_buffer", "_chunk_last", "_chunk_left", "_command_octets", "_deaf", "_event", "_line_octets", "_out",
-        "_text", "_utf8", "awaiting", "held",
+        "_at", "_buffer", "_chunk_last", "_chunk_left", "_classic", "_command_octets", "_deaf", "_event",
+        "_line_octets", "_out", "_text", "_utf8", "awaiting", "held",
     )  # fmt: skip
 
-    def __init__(self, *, line_octets: Octets = LINE_OCTETS, command_octets: Octets = COMMAND_OCTETS) -> None:
+    def __init__(
+        self, *, line_octets: Octets = LINE_OCTETS, command_octets: Octets = COMMAND_OCTETS, classic: bool = False
+    ) -> None:
         self.awaiting = False  # an event awaits its reply
         self.held: Octets = 0  # received and not yet given out
+        self._classic = classic
         self._line_octets = line_octets
         self._command_octets = command_octets
         self._buffer = b""
@@ -96,7 +100,7 @@ class SMTPServerWire:
         ends the session: nothing more is read.
         """
         event, self._event = self._event, None
-        self._out.append(reply.line)
+        self._out.append(reply.classic if self._classic else reply.line)
         self.awaiting = False
         code = reply.code
         if code == 250:
@@ -113,6 +117,10 @@ class SMTPServerWire:
                 self._utf8 = False
         elif code == 421:
             self._close()
+
+    def line(self, reply: Reply) -> bytes:
+        """A reply as this wire says it."""
+        return reply.classic if self._classic else reply.line
 
     def say(self, raw: bytes) -> None:
         """Reply lines as they go out: the banner, EHLO's answer. Answers the last event if one awaits."""

@@ -52,12 +52,19 @@ class FakeHop:
 class FakeLog:
     def __init__(self):
         self.facts = []
+        self.passes = []  # (recipient, reason, info)
 
     def accepted(self, id, session, sender, recipients, size):  # noqa: A002
         self.facts.append(("accepted", id, sender, tuple(recipients), size))
 
-    def refused(self, session, sender, recipient, reply, reason):
-        self.facts.append(("refused", sender, recipient, reply.code, reason))
+    def passed(self, session, transaction, recipient, reason, info=""):
+        self.passes.append((recipient, reason, info))
+
+    def refused(self, session, transaction, recipient, reply, reason, info=""):
+        self.facts.append(("refused", transaction and transaction.sender, recipient, reply.code, reason))
+
+    def noted(self, session, transaction, recipient, reason, info=""):
+        self.facts.append(("noted", recipient, reason, info))
 
 
 class Wired(StringTransport):
@@ -137,12 +144,13 @@ class ListenerCase(SynchronousTestCase):
         drafts=None,
         context=None,
         rcpthosts=True,
+        reception=None,
         **how,
     ):
         checkers = list(checkers)
         if rcpthosts:
             checkers.append(("rcpthosts", RcptHosts(lambda domain: domain == b"ours.example")))
-        reception = Reception(
+        at = Reception(
             me=b"mx.ours.example",
             policy=Policy(checkers, self.clock),
             hop=self.hop,
@@ -153,8 +161,9 @@ class ListenerCase(SynchronousTestCase):
             wall=lambda: 1700000000.5,
             limits=limits or Limits(),
             starttls=context is not None,
+            **(reception or {}),
         )
-        return SMTPFactory(reception, context=context, **how)
+        return SMTPFactory(at, context=context, **how)
 
     def client(self, *checkers, **how):
         return Client(self.listen(*checkers, **how))

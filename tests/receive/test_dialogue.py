@@ -192,7 +192,7 @@ class OrderTests(ListenerCase):
             ([HELLO, MAIL, RCPT, b"BDAT 0", MAIL], ["250", "250", "250", "250", "503"]),
             ([HELLO, MAIL + b" BODY=BINARYMIME", RCPT, b"DATA"], ["250", "250", "250", "503"]),
         ]:
-            client = self.client()
+            client = self.client(limits=Limits(helo=True))
             self.assertEqual(client.codes(*lines), codes, lines)
             self.assertEqual(client.codes(b"RSET", b"NOOP"), ["250", "250"])
         self.assertEqual(self.hop.sent, [])
@@ -237,8 +237,8 @@ class OrderTests(ListenerCase):
         self.assertEqual(self.hop.sent, [])
 
     def test_mail_refused(self):
-        """A refused MAIL opens no transaction."""
-        client = self.client(("x", Everywhere(sender=Verdict(reply=NO, reason="Reject::X"))))
+        """A MAIL that is refused at once opens no transaction."""
+        client = self.client(("x", Everywhere(sender=Verdict(reply=NO, reason="Reject::X", now=True))))
 
         self.assertEqual(client.codes(HELLO, MAIL, RCPT, b"DATA"), ["250", "550", "503", "503"])
         self.assertEqual(self.log.facts, [("refused", Address(b"a", b"client.example"), None, 550, "Reject::X")])
@@ -361,20 +361,20 @@ class CheckTests(ListenerCase):
 
     def test_connection_refused(self):
         """A client refused at its connection gets 554 instead of the banner, and the end."""
-        client = self.client(("x", Everywhere(connection=Verdict(reply=NO))))
+        client = self.client(("x", Everywhere(connection=Verdict(reply=NO, now=True))))
 
         self.assertEqual(client.banner, ["554 5.7.1 no"])
         self.assertTrue(client.closed)
 
     def test_connection_deferred(self):
         """One that may come later gets 421."""
-        client = self.client(("x", Everywhere(connection=Verdict(reply=Reply(451, "4.7.1", "later")))))
+        client = self.client(("x", Everywhere(connection=Verdict(reply=Reply(451, "4.7.1", "later"), now=True))))
 
         self.assertEqual(client.banner, ["421 4.7.1 later"])
 
     def test_helo_refused(self):
-        """A client whose HELO is refused has not said HELO."""
-        client = self.client(("x", Everywhere(helo=Verdict(reply=NO))))
+        """A client whose HELO is refused at once has not said HELO."""
+        client = self.client(("x", Everywhere(helo=Verdict(reply=NO))), limits=Limits(held=False, helo=True))
 
         self.assertEqual(client.codes(HELLO, MAIL), ["550", "503"])
 
@@ -550,11 +550,8 @@ class LimitTests(ListenerCase):
         self.assertEqual(len(self.hop.envelopes[0].recipients), 1000)
 
     def test_size_said(self):
-        """A message said to be longer than databytes is refused at MAIL."""
-        client = self.client(limits=Limits(databytes=1000))
-
-        self.assertIn("250-SIZE 1000", client.say(HELLO))
-        self.assertEqual(client.codes(MAIL + b" SIZE=1001", MAIL + b" SIZE=1000"), ["552", "250"])
+        """The longest message that is taken is told at EHLO."""
+        self.assertIn("250-SIZE 1000", self.client(limits=Limits(databytes=1000)).say(HELLO))
 
     def test_size_found(self):
         """A message found to be longer is read to its end, kept nowhere, and refused; the session goes on."""

@@ -17,7 +17,7 @@ def session(**how):
 class ReceivedTests(SynchronousTestCase):
     def field(self, session, only=None, smtputf8=False):
         trace = Trace(b"mx.example", lambda: 0)
-        return trace.received(trace.opening(session), session, b"s-1f", only, smtputf8=smtputf8)
+        return trace.received(trace.opening(session), session, protocol(session, smtputf8=smtputf8), b"s-1f", only)
 
     def test_form(self):
         """The field tells who, by whom, how, as what, for whom and when, and is folded."""
@@ -35,6 +35,10 @@ class ReceivedTests(SynchronousTestCase):
         """An IPv6 address is marked as one."""
         self.assertIn(b"([IPv6:2001:db8::1])", self.field(session(client="2001:db8::1")))
 
+    def test_name(self):
+        """The client's name in DNS stands before its address, if it has one."""
+        self.assertIn(b"(host.example [192.0.2.1])", self.field(session(host="host.example")))
+
     def test_local(self):
         """A client of a unix socket has no address."""
         self.assertIn(b"(local)", self.field(session(client="")))
@@ -51,10 +55,10 @@ class ReceivedTests(SynchronousTestCase):
 
         self.assertEqual(words, [b"SMTP", b"ESMTP", b"ESMTPS", b"UTF8SMTP", b"UTF8SMTPS", b"ESMTPSA"])
 
-    @given(st.binary(max_size=300), st.binary(max_size=64), st.binary(max_size=64))
-    def test_nothing_breaks_out(self, helo, local, domain):
+    @given(st.binary(max_size=300), st.binary(max_size=64), st.binary(max_size=64), st.text(max_size=64))
+    def test_nothing_breaks_out(self, helo, local, domain, host):
         """Whatever a client says it is called, the field stays one field of its four lines."""
-        field = self.field(session(helo=helo), Address(local, domain))
+        field = self.field(session(helo=helo, host=host), Address(local, domain))
 
         self.assertEqual(field.count(b"\r\n"), 4)
         self.assertEqual(field.replace(b"\r\n\t", b"").count(b"\n"), 1)

@@ -28,6 +28,7 @@ from qmq.receive.policy import Opinion, Refusal
 from qmq.receive.reception import Reception
 from qmq.receive.taking import Taking
 from qmq.session import Session, Transaction, Verdict
+from qmq.wire.smtp_commands import HELO_SYNTAX
 from qmq.wire.smtp_events import (
     BodyPart,
     Chunk,
@@ -146,8 +147,11 @@ class Dialogue:
             case StartTLS():
                 return self._start_tls()
             case Malformed():
-                self.at.log.refused(self.session, self._seen(), None, event.reply, "Reject::SMTP::Syntax_Error")
-                return self.end(event.reply) if event.close else self.refuse(event.reply)
+                return self._malformed(event)
+
+    def _malformed(self, event: Malformed) -> Said:
+        self.at.log.refused(self.session, self._seen(), None, event.reply, "Reject::SMTP::Syntax_Error")
+        return self.end(event.reply) if event.close else self.refuse(event.reply)
 
     def _at_once(self, verdict: Verdict) -> bool:
         """Whether a refusal before RCPT is spoken when it is made. A 421 cannot wait: it ends the session."""
@@ -157,6 +161,8 @@ class Dialogue:
         return None if self.letter is None else self.letter.seen()
 
     def _hello(self, event: Hello) -> Said:
+        if not event.name and self.session.environment.helocheck is None:
+            return self._malformed(HELO_SYNTAX)
         self.forget()
         if (said := self.talked(say.OK)) is not say.OK:
             return said

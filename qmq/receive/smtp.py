@@ -87,10 +87,10 @@ class SMTPFactory(ServerFactory):
         client = client_of(addr)
         crowd = self._crowd
         if len(self.sessions) >= crowd.sessions:
-            return _Regret(TOO_MANY_SESSIONS)
+            return self._regret(client, addr, TOO_MANY_SESSIONS)
         whose = _neighbourhood(client)
         if client is not None and self._each[whose] >= crowd.each and not _within(client, crowd.exempt):
-            return _Regret(TOO_MANY_OF_YOURS)
+            return self._regret(client, addr, TOO_MANY_OF_YOURS)
         limits = self._reception.limits
         port = getattr(addr, "port", 0)
 
@@ -106,6 +106,11 @@ class SMTPFactory(ServerFactory):
         )
         conversation.factory = self
         return conversation
+
+    def _regret(self, client: Client, addr: IAddress | None, reply: Reply) -> Protocol:
+        session = Session("" if client is None else str(client), getattr(addr, "port", 0), "", 0)
+        self._reception.log.refused(session, None, None, reply, "Reject::SNDR::Toomany_Sessions")
+        return _Regret(reply)
 
     def _begun(self, conversation: Conversation, client: Client, port: int) -> Dialogue:
         whose = _neighbourhood(client)

@@ -38,7 +38,7 @@ _CONTROL_OCTET = Malformed(Reply(501, "5.5.2", "control character in a command")
 _UNKNOWN = Malformed(Reply(500, "5.5.1", "unknown command"))
 _NOT_OFFERED = Malformed(Reply(502, "5.5.1", "command not implemented"))
 _TAKES_NO_ARGUMENT = Malformed(Reply(501, "5.5.4", "this command takes no argument"))
-_HELO_SYNTAX = Malformed(Reply(501, "5.5.4", "syntax: HELO or EHLO, and your host's name"))
+HELO_SYNTAX = Malformed(Reply(501, "5.5.4", "syntax: HELO or EHLO, and your host's name"))
 _VRFY_SYNTAX = Malformed(Reply(501, "5.5.4", "syntax: VRFY name"))
 _MAIL_SYNTAX = Malformed(Reply(501, "5.5.4", "syntax: MAIL FROM:<address>"))
 _RCPT_SYNTAX = Malformed(Reply(501, "5.5.4", "syntax: RCPT TO:<address>"))
@@ -163,7 +163,8 @@ def _hello(*, extended: bool) -> Callable[[bytes], Event]:
         name = argument.strip(b" ")
         if argument and argument[0] != _SPACE:
             return _UNKNOWN
-        return Hello(name, extended) if _HELO_NAME.fullmatch(name) else _HELO_SYNTAX
+        # Without a name it is bad syntax, but HELOCHECK has a word for it: the dialogue decides.
+        return Hello(name, extended) if not name or _HELO_NAME.fullmatch(name) else HELO_SYNTAX
 
     return parse
 

@@ -1,5 +1,6 @@
 """When a refusal is spoken, in which order, and in which form (SPAMCONTROL 2.4, 2.5, 2.6)."""
 
+from dataclasses import replace
 from itertools import permutations
 
 from twisted.internet.defer import Deferred
@@ -293,6 +294,17 @@ class ClassicTests(ListenerCase):
         self.assertEqual(client.say(HELLO, MAIL, RCPT)[-2:], ["550-5.7.1 one", "550 5.7.1 two"])
 
 
+class HelloTests(ListenerCase):
+    def test_nameless(self):
+        """HELO without a name is bad syntax; where HELOCHECK is set it is the check's to judge."""
+        client = self.client()
+        self.assertEqual(client.codes(b"HELO", b"EHLO "), ["501", "501"])
+
+        dialogue = client.conversation._dialogue
+        dialogue.session = replace(dialogue.session, environment=Environment(helocheck="!"))
+        self.assertEqual(client.codes(b"HELO", b"EHLO ", MAIL), ["250", "250", "250"])
+
+
 class AddressTests(ListenerCase):
     def test_own_literal(self):
         """A recipient at the address that the client came to is at our name (localiphost)."""
@@ -306,11 +318,9 @@ class AddressTests(ListenerCase):
     def test_relayclient_suffix(self):
         """What RELAYCLIENT says goes behind each recipient."""
         client = self.client()
-        session = client.conversation._dialogue.session
+        dialogue = client.conversation._dialogue
         environment = Environment(relayclient=b"@ours.example")
-        client.conversation._dialogue.session = type(session)(
-            session.client, session.port, session.server, session.server_port, relay=True, environment=environment
-        )
+        dialogue.session = replace(dialogue.session, relay=True, environment=environment)
 
         client.say(HELLO, MAIL, b"RCPT TO:<b@foreign.example>", DATA)
         client.send(ENDED)

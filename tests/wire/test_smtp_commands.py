@@ -114,10 +114,12 @@ class CommandTests(SynchronousTestCase):
         """An argument too many, too few, or of the wrong kind is 501."""
         self.assertRefused(
             501, "5.5.4",
-            b"DATA x", b"RSET x", b"QUIT x", b"STARTTLS x", b"EHLO", b"EHLO ", b"HELO", b"HELO a b", b"EHLO \xc3\xbc",
+            b"DATA x", b"RSET x", b"QUIT x", b"STARTTLS x", b"HELO a b", b"EHLO \xc3\xbc",
             b"EHLO " + b"a" * 256, b"VRFY", b"VRFY ",
         )  # fmt: skip
         self.assertEqual(parse_command(b"EHLO " + b"a" * 255), Hello(b"a" * 255, True))
+        self.assertEqual(parse_command(b"EHLO "), Hello(b"", True))  # the dialogue's to judge
+        self.assertEqual(parse_command(b"HELO"), Hello(b"", False))
 
     def test_bad_bdat(self) -> None:
         """A BDAT whose size is not understood ends the session: its octets would be read as commands."""

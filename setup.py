@@ -16,6 +16,7 @@ TEST = [
     "pytest>=9",
     "pytest-twisted>=1.14.3",
     "hypothesis>=6.150",
+    "pyyaml>=6",  # reads the test suite of RFC 7208, which is written in YAML
 ]
 DEV = [
     "ruff>=0.15",

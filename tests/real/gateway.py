@@ -131,13 +131,15 @@ class Sink:
 class Client:
     """A blocking SMTP client that says what it is told and keeps the replies."""
 
-    def __init__(self, port, host="127.0.0.1", hello=True, timeout=20):
-        self.socket = socket.create_connection((host, port), timeout)
+    def __init__(self, port, host="127.0.0.1", hello=True, timeout=20, source="", early=b""):
+        self.socket = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.lines = self.socket.makefile("rb")
+        if early:
+            self.write(early)
         self.banner = self.reply()
-        if hello:
-            self.ehlo = self.say("EHLO client.test")
+        if hello and self.banner.startswith(b"220"):
+            self.ehlo = self.say("EHLO client.test" if hello is True else f"EHLO {hello}")
 
     def reply(self):
         """One reply, all its lines; empty at the end of the connection."""

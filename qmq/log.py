@@ -3,11 +3,11 @@ The event log: one line for each fact about a message, written in batches.
 
     2026-11-23T18:07:02.123Z delivered id=q1-2a queue=customer1 to=<u@example.org> delay=0.4 reply="250 2.0.0 ok"
 
-A line is the time (UTC), what happened, and fields by name. A value with a
-space, a quote or anything but printable ASCII in it stands in quotes, escaped
-as in JSON: no stranger writes a line of his own into it. A log that can't be
-written never stops mail: lines wait up to a bound, then are dropped, counted
-in *dropped*, and owned up to when writing works again.
+A line is the time (UTC) and the fact, in one of two forms: qmq.lines.plain, in
+which what happens at the front door is SPAMCONTROL's classic line, or
+qmq.lines.structured, which is JSON. A log that can't be written never stops
+mail: lines wait up to a bound, then are dropped, counted in *dropped*, and
+owned up to when writing works again.
 """
 
 # ruff: noqa: A002 - a message has an id, here as everywhere
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
-import re
 import select
 import socket
 import stat
@@ -27,13 +25,10 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from qmq.lines import plain, structured
 from qmq.mail import Address, Clock, Octets, Reply, Seconds
-from qmq.session import Session
+from qmq.session import Session, Transaction
 
-_LONGEST_VALUE = 1000
-_PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is
-_QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backslash: nothing to escape within quotes
-_MOST_RECIPIENTS = 100
 # A pipe that is writable takes this much at once (POSIX PIPE_BUF on Linux).
 _PIECE: Octets = 4096
 
@@ -42,7 +37,9 @@ Write = Callable[[bytes], None]
 
 class EventLog:
     """
-    Gathers lines; gives *write* many at once: *lines* of them, or what came in *delay* seconds.
+    Gathers facts; gives *write* many lines at once: *lines* of them, or what came in *delay* seconds.
+
+    They are rendered then, not before. *json*: each is a JSON object.
 
     *write* may raise BlockingIOError (characters_written says how much was
     taken): the rest waits, up to *room* octets. After any other OSError the
@@ -55,6 +52,7 @@ class EventLog:
         clock: IReactorTime,
         wall: Clock,
         *,
+        json: bool = False,
         lines: int = 64,
         delay: Seconds = 0.2,
         room: Octets = 1 << 20,
@@ -63,6 +61,7 @@ class EventLog:
         self._write = write
         self._clock = clock
         self._wall = wall
+        self._form = structured if json else plain
         self._lines = lines
         self._delay = delay
         self._room = room
@@ -77,45 +76,68 @@ class EventLog:
         self, id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets
     ) -> None:
         """The primary said 250: the message is safe somewhere."""
-        self._log(_accepted, id, session, sender, recipients, size)
+        self._log(self._form.accepted, id, session, sender, recipients, size)
+
+    def passed(
+        self, session: Session, transaction: Transaction, recipient: Address, reason: str, info: str = ""
+    ) -> None:
+        """A recipient was accepted; *reason* is the log's word, as in Verdict."""
+        self._log(self._form.passed, session, transaction, recipient, reason, info)
 
     def refused(
-        self, session: Session, sender: Address | None, recipient: Address | None, reply: Reply, reason: str = ""
+        self,
+        session: Session,
+        transaction: Transaction | None,
+        recipient: Address | None,
+        reply: Reply,
+        reason: str = "",
+        info: str = "",
     ) -> None:
-        """A client was told 4yz or 5yz; *reason* is the check's own word, which the client did not get."""
-        self._log(_refused, session, sender, recipient, reply, reason)
+        """A client was told 4yz or 5yz; *reason* and *info* are for us alone."""
+        self._log(self._form.refused, session, transaction, recipient, reply, reason, info)
+
+    def noted(
+        self,
+        session: Session,
+        transaction: Transaction | None,
+        recipient: Address | None,
+        reason: str,
+        info: str = "",
+    ) -> None:
+        """Something of a client that got no answer: a delay, a list that only informs, a checker that failed."""
+        self._log(self._form.noted, session, transaction, recipient, reason, info)
 
     def handed(self, id: bytes, instance: str, recipients: Sequence[Address]) -> None:
         """An instance took the message for these recipients."""
-        self._log(_handed, id, instance, recipients)
+        self._log(self._form.handed, id, instance, recipients)
 
     def kept(self, id: bytes, reason: str) -> None:
         """The primary's own store took it, because..."""
-        self._log(_kept, id, reason)
+        self._log(self._form.kept, id, reason)
 
     def delivered(self, id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> None:
         """The next host took it, *seconds* after it came."""
-        self._log(_delivered, id, queue, recipient, reply, seconds)
+        self._log(self._form.delivered, id, queue, recipient, reply, seconds)
 
     def deferred(self, id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> None:
         """It is tried again at *due* (wall clock)."""
-        self._log(_deferred, id, queue, recipient, due, reply)
+        self._log(self._form.deferred, id, queue, recipient, due, reply)
 
     def failed(self, id: bytes, queue: str, recipient: Address, reply: Reply) -> None:
         """No further attempt."""
-        self._log(_failed, id, queue, recipient, reply)
+        self._log(self._form.failed, id, queue, recipient, reply)
 
     def bounced(self, id: bytes, bounce_id: bytes, queue: str, to: Address) -> None:
         """A notice about it was taken over."""
-        self._log(_bounced, id, bounce_id, queue, to)
+        self._log(self._form.bounced, id, bounce_id, queue, to)
 
     def dropped_bounce(self, id: bytes, queue: str, why: str) -> None:
         """Nobody will be told of its failure."""
-        self._log(_dropped_bounce, id, queue, why)
+        self._log(self._form.dropped_bounce, id, queue, why)
 
     def warning(self, text: str) -> None:
         """For the operator."""
-        self._log(_warning, text)
+        self._log(self._form.warning, text)
 
     def _log(self, render: Callable[..., str], *facts: Any) -> None:
         if len(self._facts) >= self._lines and self._waiting:
@@ -141,7 +163,9 @@ class EventLog:
             batch = self._waiting
         self._waiting = b""
         if self.dropped > self._owned_up:
-            batch += self._line(self._wall(), _warning, (f"{self.dropped} log lines dropped until now",)).encode()
+            batch += self._line(
+                self._wall(), self._form.warning, (f"{self.dropped} log lines dropped until now",)
+            ).encode()
             self._owned_up = self.dropped
         again = bool(self._facts)
         try:
@@ -160,89 +184,8 @@ class EventLog:
         second = int(at)
         if second != self._second:
             self._second = second
-            self._date = _date(second)
-        return f"{self._date}.{int(at * 1000) % 1000:03d}Z {render(*facts)}\n"
-
-
-def _date(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-
-
-def _text(text: str) -> str:
-    """One word, whatever a stranger wrote."""
-    if _PLAIN(text):
-        return text
-    return f'"{text}"' if _QUOTABLE(text) else json.dumps(text[:_LONGEST_VALUE])
-
-
-def _bytes(raw: bytes) -> str:
-    return _text(raw.decode("utf-8", "backslashreplace"))
-
-
-def _mailbox(address: Address | None) -> str:
-    return "-" if address is None else _bytes(b"<" + bytes(address) + b">")
-
-
-def _mailboxes(recipients: Sequence[Address]) -> str:
-    some = ",".join(map(_mailbox, recipients[:_MOST_RECIPIENTS]))
-    return f"recipients={len(recipients)} to={some}"
-
-
-def _answer(reply: Reply) -> str:
-    words = _text(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
-    tls = f" tls={_text(reply.tls)}" if reply.tls else ""
-    return f"{words} mta={_text(reply.mta)}{tls}" if reply.mta else words
-
-
-def _client(session: Session) -> str:
-    tls = f" tls={_text(session.tls)}" if session.tls else ""
-    user = f" user={_bytes(session.user)}" if session.user else ""
-    return f"client={_text(session.client)} helo={_bytes(session.helo)}{tls}{user}"
-
-
-def _accepted(id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets) -> str:
-    return f"accepted id={_bytes(id)} {_client(session)} from={_mailbox(sender)} {_mailboxes(recipients)} size={size}"
-
-
-def _refused(session: Session, sender: Address | None, recipient: Address | None, reply: Reply, reason: str) -> str:
-    why = f" reason={_text(reason)}" if reason else ""
-    return f"refused {_client(session)} from={_mailbox(sender)} to={_mailbox(recipient)} reply={_answer(reply)}{why}"
-
-
-def _handed(id: bytes, instance: str, recipients: Sequence[Address]) -> str:
-    return f"handed id={_bytes(id)} instance={_text(instance)} {_mailboxes(recipients)}"
-
-
-def _kept(id: bytes, reason: str) -> str:
-    return f"kept id={_bytes(id)} reason={_text(reason)}"
-
-
-def _delivery(id: bytes, queue: str, recipient: Address) -> str:
-    return f"id={_bytes(id)} queue={_text(queue)} to={_mailbox(recipient)}"
-
-
-def _delivered(id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> str:
-    return f"delivered {_delivery(id, queue, recipient)} delay={seconds:.1f} reply={_answer(reply)}"
-
-
-def _deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> str:
-    return f"deferred {_delivery(id, queue, recipient)} due={_date(int(due))}Z reply={_answer(reply)}"
-
-
-def _failed(id: bytes, queue: str, recipient: Address, reply: Reply) -> str:
-    return f"failed {_delivery(id, queue, recipient)} reply={_answer(reply)}"
-
-
-def _bounced(id: bytes, bounce_id: bytes, queue: str, to: Address) -> str:
-    return f"bounced id={_bytes(id)} bounce={_bytes(bounce_id)} queue={_text(queue)} to={_mailbox(to)}"
-
-
-def _dropped_bounce(id: bytes, queue: str, why: str) -> str:
-    return f"dropped-bounce id={_bytes(id)} queue={_text(queue)} why={_text(why)}"
-
-
-def _warning(text: str) -> str:
-    return f"warning text={json.dumps(text[:_LONGEST_VALUE])}"
+            self._date = self._form.OPEN + time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._date}.{int(at * 1000) % 1000:03d}{self._form.THEN}{render(*facts)}{self._form.CLOSE}"
 
 
 def to_descriptor(fd: int) -> Write:

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import socket
@@ -11,14 +12,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.log import EventLog, to_descriptor
 from qmq.mail import NULL_SENDER, Address, Reply
-from qmq.session import Session
+from qmq.session import Session, Transaction
 
 NOW = 1795457222.123
-SESSION = Session("192.0.2.1", 4711, "192.0.2.25", 25, helo=b"client.example")
+SESSION = Session("192.0.2.1", 4711, "192.0.2.25", 25, helo=b"client.example", number=7)
 SENDER = Address(b"a", b"example.org")
 RECIPIENT = Address(b"b", b"example.net")
 OK = Reply(250, "2.0.0", "ok", "mail.example.net (192.0.2.2)")
 NO = Reply(550, "5.1.1", "no such user")
+WHO = "P:ESMTP S:192.0.2.1:unknown H:client.example"
+MAIL = Transaction(b"q1-2a", SENDER)
 
 
 class LogTests(SynchronousTestCase):
@@ -40,7 +43,7 @@ class LogTests(SynchronousTestCase):
 
         self.assertEqual(
             self.line(log),
-            "2026-11-23T18:07:02.123Z accepted id=q1-2a client=192.0.2.1 helo=client.example from=<> "
+            "2026-11-23T18:07:02.123Z accepted id=q1-2a session=7 client=192.0.2.1 helo=client.example from=<> "
             "recipients=2 to=<b@example.net>,<a@example.org> size=4096\n",
         )
 
@@ -63,11 +66,13 @@ class LogTests(SynchronousTestCase):
         self.assertIn('mta="mx (192.0.2.2)" tls="TLSv1.3 X verified"\n', self.line(log))
 
     def test_all_facts(self) -> None:
-        """Each fact is one line: its name, then fields by name."""
+        """Each fact is one line: SPAMCONTROL's at the front door, else its name and fields by name."""
         log = self.log()
 
-        log.refused(SESSION, SENDER, None, NO, "ORIG::Bad_Mailfrom")
-        log.refused(SESSION, None, RECIPIENT, NO)
+        log.passed(SESSION, MAIL, RECIPIENT, "Accept::RCPT::Rcpthosts_Rcptto")
+        log.refused(SESSION, MAIL, RECIPIENT, NO, "Reject::ORIG::Bad_Mailfrom", "@")
+        log.refused(SESSION, None, None, NO)
+        log.noted(SESSION, MAIL, RECIPIENT, "Info::SNDR::Tarpit", "5")
         log.handed(b"q", "customer1", [RECIPIENT])
         log.kept(b"q", "instance customer1 unreachable")
         log.delivered(b"q", "customer1", RECIPIENT, OK, 1.25)
@@ -82,11 +87,10 @@ class LogTests(SynchronousTestCase):
         self.assertEqual(
             [line.removeprefix("2026-11-23T18:07:02.123Z ") for line in lines],
             [
-                (
-                    "refused client=192.0.2.1 helo=client.example from=<a@example.org> to=- "
-                    'reply="550 5.1.1 no such user" reason=ORIG::Bad_Mailfrom'
-                ),
-                'refused client=192.0.2.1 helo=client.example from=- to=<b@example.net> reply="550 5.1.1 no such user"',
+                f"qmail-smtpd: pid 7 Accept::RCPT::Rcpthosts_Rcptto {WHO} F:a@example.org T:b@example.net",
+                f"qmail-smtpd: pid 7 Reject::ORIG::Bad_Mailfrom {WHO} F:a@example.org T:b@example.net '@'",
+                f"qmail-smtpd: pid 7 Reject::SMTP::Other {WHO} F: T: '550 5.1.1 no such user'",
+                f"qmail-smtpd: pid 7 Info::SNDR::Tarpit {WHO} F:a@example.org T:b@example.net '5'",
                 "handed id=q instance=customer1 recipients=1 to=<b@example.net>",
                 'kept id=q reason="instance customer1 unreachable"',
                 (
@@ -110,11 +114,19 @@ class LogTests(SynchronousTestCase):
         """Whatever strangers say, a fact is one line of printable ASCII, its fields parted by single spaces."""
         log = self.log()
 
-        log.refused(Session(text, 1, "", 25, raw, user=raw), Address(raw, raw), None, Reply(550, "", text, text), text)
+        log.deferred(raw, text, Address(raw, raw), 0, Reply(450, "", text, text, text))
+        log.accepted(raw, Session(text, 1, "", 25, raw, tls=text, user=raw), Address(raw, raw), [RECIPIENT], 1)
+        log.refused(Session(text, 1, "", 25, raw, host=text), Transaction(raw, Address(raw, raw)), None, NO, text, text)
 
+        log.flush()
+        first, second, third = b"".join(self.written).decode("ascii").splitlines()
         value = r'(?:[!#-<>-~]*|"(?:[^"\\]|\\.)*")'
-        self.assertRegex(self.line(log), rf"\A\S+ refused(?: [a-z]+={value})+\n\Z")
-        self.assertIsNone(re.search(r"[^\x20-\x7e]", self.line(log)[:-1]))
+        self.assertRegex(first, rf"\A\S+Z deferred(?: [a-z]+={value})+\Z")
+        self.assertRegex(second, rf"\A\S+Z accepted(?: [a-z]+={value})+\Z")
+        self.assertRegex(
+            third, r"\A\S+Z qmail-smtpd: pid 0 Reject::\S+ P:ESMTP S:\S*:\S* H:\S* F:\S* T:(?: '[^']*')?\Z"
+        )
+        self.assertIsNone(re.search(r"[^\x20-\x7e]", first + second + third))
 
     def test_long_values(self) -> None:
         """A value is cut after 1000 characters, and of thousands of recipients a hundred are named."""
@@ -125,6 +137,19 @@ class LogTests(SynchronousTestCase):
         line = self.line(log)
         self.assertLess(len(line), 4000)
         self.assertIn("recipients=5000 to=<b@example.net>,", line)
+
+    def test_json(self) -> None:
+        """In the form of JSON each line is an object, the log's own words too."""
+        log = self.log(json=True, lines=2)
+        log.dropped = 3
+
+        log.passed(SESSION, MAIL, RECIPIENT, "Accept::RCPT::Rcpthosts_Rcptto")
+        log.delivered(b"q", "customer1", RECIPIENT, OK, 1.25)
+
+        facts = [json.loads(line) for line in b"".join(self.written).splitlines()]
+        self.assertEqual([fact["event"] for fact in facts], ["passed", "delivered", "warning"])
+        self.assertEqual({fact["time"] for fact in facts}, {"2026-11-23T18:07:02.123Z"})
+        self.assertEqual((facts[0]["session"], facts[0]["id"]), (7, "q1-2a"))
 
     def test_batches(self) -> None:
         """Lines are written 64 at a time, or 0.2 s after the first of them."""

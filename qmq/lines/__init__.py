@@ -1,0 +1,1 @@
+"""How facts are written down: as lines for people and qmail's analysers, or as JSON. Pure: values in, text out."""

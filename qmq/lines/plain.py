@@ -1,0 +1,120 @@
+"""
+Facts as lines: what happened, and fields by name.
+
+    delivered id=q1-2a queue=customer1 to=<u@example.org> delay=0.4 reply="250 2.0.0 ok"
+
+A value with a space, a quote or anything but printable ASCII in it stands in
+quotes, escaped as in JSON: no stranger writes a line of his own into it. What
+happens at the front door is told in the classic form; the line of the accepted
+message binds its queue id to the session's number there.
+"""
+
+# ruff: noqa: A002 - a message has an id, here as everywhere
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+
+from qmq.lines.classic import noted, passed, refused
+from qmq.mail import Address, Octets, Reply, Seconds
+from qmq.session import Session
+
+__all__ = [
+    "CLOSE", "OPEN", "THEN", "accepted", "bounced", "deferred", "delivered", "dropped_bounce", "failed", "handed",
+    "kept", "noted", "passed", "refused", "warning",
+]  # fmt: skip
+
+# Before the time, between the time and the fact, and behind it.
+OPEN, THEN, CLOSE = "", "Z ", "\n"
+
+_LONGEST_VALUE = 1000
+_PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is
+_QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backslash: nothing to escape within quotes
+_MOST_RECIPIENTS = 100
+
+
+def _text(text: str) -> str:
+    """One word, whatever a stranger wrote."""
+    if _PLAIN(text):
+        return text
+    return f'"{text}"' if _QUOTABLE(text) else json.dumps(text[:_LONGEST_VALUE])
+
+
+def _bytes(raw: bytes) -> str:
+    return _text(raw.decode("utf-8", "backslashreplace"))
+
+
+def _mailbox(address: Address) -> str:
+    return _bytes(b"<" + bytes(address) + b">")
+
+
+def _mailboxes(recipients: Sequence[Address]) -> str:
+    some = ",".join(map(_mailbox, recipients[:_MOST_RECIPIENTS]))
+    return f"recipients={len(recipients)} to={some}"
+
+
+def _answer(reply: Reply) -> str:
+    words = _text(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
+    tls = f" tls={_text(reply.tls)}" if reply.tls else ""
+    return f"{words} mta={_text(reply.mta)}{tls}" if reply.mta else words
+
+
+def _client(session: Session) -> str:
+    tls = f" tls={_text(session.tls)}" if session.tls else ""
+    user = f" user={_bytes(session.user)}" if session.user else ""
+    return f"client={_text(session.client)} helo={_bytes(session.helo)}{tls}{user}"
+
+
+def accepted(id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets) -> str:
+    """The primary said 250."""
+    return (
+        f"accepted id={_bytes(id)} session={session.number} {_client(session)} from={_mailbox(sender)}"
+        f" {_mailboxes(recipients)} size={size}"
+    )
+
+
+def handed(id: bytes, instance: str, recipients: Sequence[Address]) -> str:
+    """An instance took it."""
+    return f"handed id={_bytes(id)} instance={_text(instance)} {_mailboxes(recipients)}"
+
+
+def kept(id: bytes, reason: str) -> str:
+    """The primary's own store took it."""
+    return f"kept id={_bytes(id)} reason={_text(reason)}"
+
+
+def _delivery(id: bytes, queue: str, recipient: Address) -> str:
+    return f"id={_bytes(id)} queue={_text(queue)} to={_mailbox(recipient)}"
+
+
+def delivered(id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> str:
+    """The next host took it."""
+    return f"delivered {_delivery(id, queue, recipient)} delay={seconds:.1f} reply={_answer(reply)}"
+
+
+def deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> str:
+    """It is tried again."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(due)))
+    return f"deferred {_delivery(id, queue, recipient)} due={when} reply={_answer(reply)}"
+
+
+def failed(id: bytes, queue: str, recipient: Address, reply: Reply) -> str:
+    """No further attempt."""
+    return f"failed {_delivery(id, queue, recipient)} reply={_answer(reply)}"
+
+
+def bounced(id: bytes, bounce_id: bytes, queue: str, to: Address) -> str:
+    """A notice about it was taken over."""
+    return f"bounced id={_bytes(id)} bounce={_bytes(bounce_id)} queue={_text(queue)} to={_mailbox(to)}"
+
+
+def dropped_bounce(id: bytes, queue: str, why: str) -> str:
+    """Nobody will be told of its failure."""
+    return f"dropped-bounce id={_bytes(id)} queue={_text(queue)} why={_text(why)}"
+
+
+def warning(text: str) -> str:
+    """For the operator."""
+    return f"warning text={json.dumps(text[:_LONGEST_VALUE])}"

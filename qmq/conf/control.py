@@ -97,6 +97,7 @@ PRIMARY: tuple[Translation, ...] = (
     ("smtpgreeting", "greeting", _text),
     ("databytes", "databytes", _octets),
     ("timeoutsmtpd", "timeout", _seconds),
+    ("localiphost", "localiphost", _text),
 )
 INSTANCE: tuple[Translation, ...] = (
     ("concurrencyremote", "concurrency", _number),

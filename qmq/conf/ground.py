@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import pwd
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qmq.rules.environment import of_process
 
 _BIND_SERVICE = 10  # CAP_NET_BIND_SERVICE, capabilities(7)
 
@@ -21,6 +24,7 @@ class Ground:
 
     *lowest_port* is the lowest that this process may open, or did: who is
     `user` already was root at the start, and a reload opens no port.
+    *environment* has those of qmail's variables that the process was started with.
     """
 
     root: bool = False
@@ -28,6 +32,7 @@ class Ground:
     lowest_port: int = 1024
     cores: int = 2
     accounts: frozenset[str] = frozenset()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def ground(user: str = "") -> Ground:
@@ -36,7 +41,7 @@ def ground(user: str = "") -> Ground:
     accounts = {name: number for name in (user, "qmq", "qmails") if name and (number := _number(name)) is not None}
     account = next((name for name, number in accounts.items() if number == os.geteuid()), "")
     low = 1 if root or account or _may_bind() else _lowest()
-    return Ground(root, account, low, len(os.sched_getaffinity(0)), frozenset(accounts))
+    return Ground(root, account, low, len(os.sched_getaffinity(0)), frozenset(accounts), of_process(os.environ))
 
 
 def _number(account: str) -> int | None:

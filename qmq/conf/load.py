@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmq.conf import control, routes, verify
+from qmq.conf import checks, clients, control, routes, verify
 from qmq.conf.control import Folder
 from qmq.conf.ground import Ground, ground
 from qmq.conf.model import Conf, General, Instance, Primary
@@ -21,17 +21,21 @@ from qmq.conf.read import Document, Planned, read
 from qmq.conf.routes import CLASSIC_BASE, Route, Shares
 from qmq.conf.settings import RESERVED, TABLES, Setting, find, nearest, path, site
 from qmq.conf.units import BadValue, address_or_nothing
+from qmq.conf.words import WORDS
 from qmq.conf.written import Findings, Written, in_order
 
 _BASE = 11000  # an ordinary user can bind from here on
 _BAD = object()
 
 
-def load(conf_path: str, here: Ground | None = None) -> Conf:
+def load(conf_path: str, here: Ground | None = None, *, rules: bool = True) -> Conf:
     """
     The configuration of that file; ConfErrors if it cannot be used.
 
-    *here* is what machine and account allow; by default they are asked.
+    *here* is what machine and account allow; by default they are asked. With
+    *rules* every check is made once, without its doing anything, so that the
+    errors in its file of rules are told too; who only looks something up may
+    do without.
     """
     findings = Findings()
     document = read(os.path.abspath(conf_path), findings)
@@ -39,6 +43,9 @@ def load(conf_path: str, here: Ground | None = None) -> Conf:
         findings.raise_errors()  # nothing could be read: what else would be told follows from that
     conf = _Builder(document, findings, here).conf()
     verify.verify(conf, document, findings)
+    if rules:
+        clients.verify(conf, findings)
+        checks.verify(conf, document, findings)
     findings.raise_errors()
     return Conf(conf.path, conf.general, conf.primary, conf.instances, in_order(findings.warnings), conf.places)
 
@@ -101,9 +108,9 @@ class _Builder:
         for name, section in self._document.sections.items():
             kind = name if name in {"qmq", "primary"} else "instance"
             if name == "instances" or name.startswith("check ") or (kind == "instance" and name not in names):
-                continue  # unknown sections are told by verify
+                continue  # unknown sections are told by verify, those of clients by clients
             for key, at in section.settings.items():
-                if find(kind, key) is None:
+                if find(kind, key) is None and not (kind == "primary" and key in WORDS):
                     self._findings.error(at, f"[{name}] knows no {key}", nearest(kind, key))
 
     def _general(self, written: Mapping[str, Written], folder: Folder, primary_routes: list[Route]) -> General:
@@ -219,6 +226,13 @@ class _Builder:
             values["rcpthosts"] = self._rcpthosts(folder, beginnings, rows, shares)
         values["checks"] = tuple((name, self._options(name)) for name in values["checks"])
         values["greeting"] = values["greeting"] or general.me
+        values["localiphost"] = values["localiphost"] or general.me
+        values["rules"] = clients.rules_path(
+            said["rules"].text if "rules" in said else "", self._folder, general.control
+        )
+        found = clients.read(self._document, values["listen"], self._findings)
+        values.update(environment=found.everywhere, listeners=found.listeners, clients=found.clients)
+        values["process"] = self._here.environment
         values["key"] = values["key"] or values["certificate"]
         return Primary(**values)
 

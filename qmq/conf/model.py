@@ -16,6 +16,7 @@ from qmq.conf.settings import Handover
 from qmq.conf.units import Network
 from qmq.conf.written import Note, Written
 from qmq.mail import Address, Octets, Seconds
+from qmq.rules.environment import Raw
 
 Listen = tuple[str, int]  # interface ("": every IPv4 address) and port
 
@@ -33,17 +34,33 @@ class General:
     relay: tuple[Network, ...]
     stop: Seconds
     control: str  # folder of classic files; "" if there is none
+    nameservers: tuple[tuple[str, int], ...]  # empty: those of /etc/resolv.conf
+    log_format: str
 
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """[primary]: the ESMTP side and the hand-over. *checks* are names with the options of [check NAME]."""
+    """
+    [primary]: the ESMTP side and the hand-over. *checks* are names with the options of [check NAME].
+
+    *environment* is what its words set for all clients, *listeners* those of
+    [listen WORD] for who comes there, *clients* those of [client NET];
+    *process* is what the process's variables set (qmq.conf.clients joins them).
+    """
 
     listen: tuple[Listen, ...]
     checks: tuple[tuple[str, Mapping[str, str]], ...]
     rcpthosts: tuple[bytes, ...] | None  # None: the domains of all instances
+    verdicts: str
+    codes: str
+    helo: str
+    rules: str  # path; "": none
+    reverse: str
+    reverse_time: Seconds
+    localiphost: str
     greeting: str
     databytes: Octets
+    databytes_most: Octets
     line: Octets
     command: Octets
     header: Octets
@@ -67,6 +84,10 @@ class Primary:
     budget_age: Seconds
     reserve: Octets
     inline: Octets
+    environment: Raw
+    listeners: Mapping[Listen, Raw]
+    clients: tuple[tuple[Network, Raw], ...]
+    process: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +128,11 @@ class Instance:
     qmtp_listen: Listen | None
     databytes: Octets
     hops: int
+    recipients: str  # absolute path; "": the primary's counts
+    badmailfrom: str  # likewise; "": none of its own
+    spf: int | None
+    spam_threshold: float | None
+    callout: str
     delay_notice: Seconds | None
     limit_messages: int
     limit_bytes: Octets

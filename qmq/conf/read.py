@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from qmq.conf.written import Findings, Written
 
-_SECTION = re.compile(r"\[([^\]]+)\]")
+_SECTION = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]")  # [listen [::]:25] has brackets within
 _SETTING = re.compile(r"([^=:]*?)\s*[=:]\s*(.*)")
 _COMMENT = re.compile(r"(?:^|\s)[#;].*")
 _RECORD = re.compile(r"([^:]*):([^:]*)(?::(.*))?")

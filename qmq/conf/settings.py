@@ -16,6 +16,7 @@ from typing import Any
 
 from qmq.conf import units
 from qmq.conf.units import BadValue
+from qmq.conf.words import WORDS
 from qmq.deliver.dial import parse_site
 from qmq.queue.schedule import parse_schedule
 
@@ -130,6 +131,13 @@ def _count(key: str, default: str, help_: str, floor: float | None = None, ceili
     return Setting(key, units.count, default, help_, floor=floor, ceiling=ceiling)
 
 
+# In the order of SPAMCONTROL 2.5. All but rcpthosts do nothing until they are asked to.
+OWN_CHECKS = (
+    "greetdelay", "dnsbl", "badhelo", "mfdnscheck", "rcpthosts", "tarpit", "recipients", "callout", "spf",
+    "localmfcheck", "badmailfrom", "badrcptto", "databytes", "maxrecipients", "spamdomains", "warlord", "qhpsi",
+    "qmailqueue",
+)  # fmt: skip
+
 GENERAL = (
     Setting("me", units.host_name, "", "this gateway's host name", "control/me; one of the two must say it"),
     Setting("user", str, "", "account to become once the ports are open", "stay who started it"),
@@ -140,15 +148,36 @@ GENERAL = (
     Setting("relay", units.network, "", "clients that may send to any domain", "none", each="words"),
     _time("stop", "10s", "how long to wait at a stop for what is under way", floor=0),
     Setting("control", path, "control", "qmail's control folder of the primary, if there is one"),
+    Setting(
+        "nameservers",
+        units.name_server,
+        "",
+        "who is asked for names, HOST[:PORT]",
+        "those of /etc/resolv.conf",
+        each="words",
+    ),
+    Setting("log-format", units.one_of("classic", "json"), "classic", "lines as SPAMCONTROL's, or JSON objects"),
 )
 
 PRIMARY = (
     Setting("listen", units.listen, "tcp:25", "where clients come by SMTP", each="words"),
-    Setting("checks", word, "rcpthosts databytes", "checks in their order; options in [check NAME]", each="words"),
+    Setting("checks", word, " ".join(OWN_CHECKS), "checks in their order; options in [check NAME]", each="words"),
+    Setting("verdicts", units.one_of("rcpt", "at-once"), "rcpt",
+            "when a client, its HELO or its sender is refused: at each RCPT, so that the log has both, or at once"),
+    Setting("codes", units.one_of("rfc", "classic"), "rfc",
+            "enhanced codes where RFC 2034 wants them, or as (#5.7.1) behind the text"),
+    Setting("helo", units.one_of("optional", "required"), "optional", "whether MAIL needs a HELO before it"),
+    Setting("rules", path, "", "tcprules, as text or compiled (.cdb); none",
+            "tcp.smtp(.cdb) here, tcp.smtp or rules.smtpd(.cdb) in control"),
+    Setting("reverse", units.one_of("yes", "no", "confirmed"), "yes",
+            "whether a client's name is looked up; confirmed: a name that does not lead back is unknown"),
+    _time("reverse-time", "5s", "so long the name is waited for; then it is unknown", floor=0.1, ceiling=60),
+    Setting("localiphost", units.host_name, "", "our name for recipients at [our IP address]", "me"),
     Setting("rcpthosts", units.domain_pattern, "", "take mail for these domains only", "all instances' domains",
             each="words"),
     Setting("greeting", line, "", "the banner's text; its first word is a host name", "me"),
     _size("databytes", "50M", "largest message", floor=65536),
+    _size("databytes-most", "1G", "largest message of clients whose own databytes is larger, or none", floor=65536),
     _size("line", "64K", "longest line of a message", floor=1000),
     _size("command", "2K", "longest command line", floor=512),
     _size("header", "1M", "longest header", floor=65536),
@@ -216,6 +245,14 @@ INSTANCE = (
             "127.0.0.1, base + number"),
     _size("databytes", "50M", "largest message", floor=65536),
     _count("hops", "100", "Received fields at which a message counts as looping", floor=10),
+    Setting("recipients", path, "", "file of the recipients it knows, as control/recipients", "the primary's"),
+    Setting("badmailfrom", path, "", "senders it does not want, beside the primary's control/badmailfrom", "none"),
+    Setting("spf", units.or_none("none", units.spf_level), "none",
+            "SPF level for its recipients, 0 to 6; none: the client's"),
+    Setting("spam-threshold", units.or_none("none", units.number), "none",
+            "spam score from which on its mail is refused, -1: not scanned; none: what control/spamdomains says"),
+    Setting("callout", units.one_of("no", "open", "closed"), "no",
+            "whether its next hop is asked for each recipient; if it does not answer: open takes it, closed says 450"),
     Setting("delay-notice", units.or_none("never", units.duration), "never",
             "tell the sender after this time; or never"),
     _count("limit-messages", "1000000", "messages in its store; then 452", floor=1),
@@ -226,7 +263,7 @@ INSTANCE = (
 )  # fmt: skip
 
 TABLES = {"qmq": GENERAL, "primary": PRIMARY, "instance": INSTANCE}
-RESERVED = frozenset({"qmq", "primary", "instances", "instance", "check"})
+RESERVED = frozenset({"qmq", "primary", "instances", "instance", "check", "listen", "client"})
 
 
 def find(kind: str, key: str) -> Setting | None:
@@ -236,10 +273,13 @@ def find(kind: str, key: str) -> Setting | None:
 
 def nearest(kind: str, key: str) -> str:
     """A remedy for a key that is unknown there: the nearest known one, or where that key belongs."""
+    if kind != "primary" and key in WORDS:
+        return f"{key} belongs into [primary], [listen WORD] or [client NET]"
     for other, table in TABLES.items():
         if other != kind and any(setting.key == key for setting in table):
             return f"{key} belongs into [{'NAME' if other == 'instance' else other}]"
-    if close := get_close_matches(key, [setting.key for setting in TABLES[kind]], 1, 0.5):
+    known = [setting.key for setting in TABLES[kind]] + (list(WORDS) if kind == "primary" else [])
+    if close := get_close_matches(key, known, 1, 0.5):
         return f"do you mean {close[0]}?"
     return f"known are {', '.join(setting.key for setting in TABLES[kind])}"
 

@@ -79,6 +79,20 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> float:
+    """A number, with a sign and a fraction if there must be: ``5``, ``7.5``, ``-1``."""
+    if not re.fullmatch(r"-?[0-9]{1,6}(?:\.[0-9]{1,3})?", text):
+        raise BadValue(f"{text!r} is no number", "write 5 or 7.5")
+    return float(text)
+
+
+def spf_level(text: str) -> int:
+    """0 to 6."""
+    if not re.fullmatch("[0-6]", text):
+        raise BadValue(f"{text!r} is no SPF level", "write a number from 0 to 6")
+    return int(text)
+
+
 def share(text: str) -> float:
     """A part of the whole: ``0.1`` or ``10%``; more than nothing, at most all."""
     match = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,6})?)(%?)", text)
@@ -181,6 +195,16 @@ def host_port(text: str, default: int = 0) -> tuple[str, int]:
         raise BadValue(f"{text!r} is no HOST:PORT", "write 127.0.0.1:2525, [::1]:2525 or mail.example.org:25")
     host = address_or_nothing(match[1]) if match[1].startswith("[") else host_name(match[1])
     return host, default if match[2] is None else port(match[2])
+
+
+def name_server(text: str) -> tuple[str, int]:
+    """``192.0.2.53``, ``127.0.0.1:5353``, ``[::1]:53``; an IP address, as no name can be asked before there is one."""
+    bare = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
+    try:
+        host, at = host_port(bare, 53)
+        return str(ip_address(host)), at
+    except ValueError:
+        raise BadValue(f"{text!r} is no name server", "write 192.0.2.53, 127.0.0.1:5353 or [::1]:53") from None
 
 
 def listen(text: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from qmq.conf import clients
 from qmq.conf.control import Folder
 from qmq.conf.ground import Ground
 from qmq.conf.model import Conf, Instance, Listen
@@ -62,7 +63,7 @@ def _sections(conf: Conf, document: Document, findings: Findings) -> None:
     names = [planned.name for planned in document.plan]
     checks = [name for name, _ in conf.primary.checks]
     for name, section in document.sections.items():
-        if name in {"qmq", "primary", "instances"} or name in names:
+        if name in {"qmq", "primary", "instances"} or name in names or clients.is_section(name):
             continue
         if name.startswith("check "):
             if name.removeprefix("check ") not in checks:

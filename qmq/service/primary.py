@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from zope.interface import directlyProvides
 
 from qmq.conf.model import Conf, Instance
+from qmq.conf.settings import OWN_CHECKS
 from qmq.deadlines import Deadlines
 from qmq.deliver.destinations import Destinations
 from qmq.interfaces import INextHop, IRecipientChecker, ISenderChecker
@@ -35,8 +36,6 @@ from qmq.sockets import Listener, Sockets
 from qmq.tls import server_options
 
 NAME = "primary"
-# That come with qmq, in qmq/checks.
-OWN_CHECKS = frozenset({"rcpthosts", "databytes"})
 _log = Logger()
 
 

@@ -1,0 +1,100 @@
+"""
+The checks of `checks =`, made once without doing anything, so that `qmq check` tells what is wrong with them.
+
+An unknown name, an option that a check does not take, a value it cannot use: at
+conf-qmq's line. A bad line in a check's own file: at that file's line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from qmq.conf.model import Conf, site_for
+from qmq.conf.read import Document, Section
+from qmq.conf.settings import OWN_CHECKS
+from qmq.conf.written import Findings, Written
+from qmq.mail import Address
+from qmq.receive.catalogue import installed
+from qmq.receive.context import Context
+from qmq.rules.watched import BadLine, Files
+
+
+def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
+    """What the checks of this configuration may use; *live* are reactor, resolver and mx, if they are to work."""
+    folder = os.path.dirname(conf.path)
+
+    def owner(domain: bytes) -> Any:
+        return conf.instance_for(domain)
+
+    def site(recipient: Address) -> bytes:
+        instance = conf.instance_for(recipient.domain)
+        return b"" if instance is None else site_for(instance, recipient)
+
+    return Context(
+        conf.accepts, conf.primary.databytes, clock, me=conf.general.me, folder=folder,
+        control=conf.general.control or os.path.join(folder, "control"),
+        spool=os.path.join(conf.general.spool, "primary", "checks"), files=files, owner=owner, site=site, **live,
+    )  # fmt: skip
+
+
+def verify(conf: Conf, document: Document, findings: Findings, factories: Mapping[str, Any] | None = None) -> None:
+    """Make each; *factories* are by default all that are installed."""
+    known = installed() if factories is None else factories
+    dry = context(conf, Clock(), Files())
+    said = conf.places.get("primary.checks", document.whole)
+    places: dict[str, Written] = {}
+    for at in said.words():
+        if at.text in places:
+            findings.error(at, f"the check {at.text} is named twice", "name it once")
+        places.setdefault(at.text, at)
+    for name, options in dict(conf.primary.checks).items():
+        at = places.get(name, said)
+        section = document.sections.get(f"check {name}")
+        if name in known:
+            _make(known[name], options, dry, section or Section(at), findings)
+        elif name in OWN_CHECKS:
+            findings.warning(at, f"the check {name} is not installed: it is left out", f"put qmq/checks/{name}.py back")
+        else:
+            close = get_close_matches(name, known, 1, 0.5)
+            remedy = f"do you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+            findings.error(at, f"there is no check {name}", remedy)
+    _files(conf, findings)
+
+
+def _make(factory: Any, options: Mapping[str, str], dry: Context, section: Section, findings: Findings) -> None:
+    takes = getattr(factory, "options", None)
+    if takes is not None and (unknown := [key for key in section.settings if key not in takes]):
+        for key in unknown:
+            close = get_close_matches(key, takes, 1, 0.5)
+            remedy = (
+                f"do you mean {close[0]}?"
+                if close
+                else (f"it takes {', '.join(takes)}" if takes else "it takes none: cut the line")
+            )
+            findings.error(section.settings[key], f"[check {factory.name}] knows no {key}", remedy)
+        return
+    try:
+        factory.make(dry, options)
+    except BadLine as bad:
+        findings.error(Written(bad.path, bad.line), bad.text, bad.remedy)
+    except ValueError as bad:
+        text = str(bad)
+        # The option that the text names, if it names one.
+        at = next((at for key, at in section.settings.items() if key in text), section.at)
+        findings.error(at, f"check {factory.name}: {text.removeprefix(f'{factory.name}: ')}")
+    except Exception as surprise:  # noqa: BLE001 - a stranger's code: told at its name, like all that is wrong
+        findings.error(section.at, f"check {factory.name} cannot be made: {surprise!r}", "ask whoever wrote it")
+
+
+def _files(conf: Conf, findings: Findings) -> None:
+    """The instances' own files must be there: an absent list would be an empty one."""
+    for instance in conf.instances:
+        for key, path in (("recipients", instance.recipients), ("badmailfrom", instance.badmailfrom)):
+            if path and not os.path.exists(path):
+                at = conf.places[f"{instance.name}.{key}"]
+                findings.error(at, f"{key}: there is no file {path}", "create it, or cut this line")

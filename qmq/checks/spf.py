@@ -17,6 +17,7 @@ from zope.interface import implementer
 from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, IRecipientChecker
 from qmq.mail import Address, Message, Reply, path
 from qmq.receive.context import Context, Owner
+from qmq.rules.options import count, seconds
 from qmq.rules.watched import BadLine, lines
 from qmq.session import Session, Transaction, Verdict
 from qmq.spf.evaluate import Limits
@@ -139,13 +140,13 @@ class Factory:
     name = "spf"
     help = "asks the sender's domain whether the client may send its mail (SPF), to the level of SPF ="
     options: Mapping[str, str] = {
-        "timeout": f"seconds that a result may take (20 or more, by RFC 7208); else {TIMEOUT:g}",
+        "timeout": f"how long a result may take (20 s or more, by RFC 7208); else {TIMEOUT:g}s",
         "voids": "how many terms of a record may find nothing in DNS; else 2",
     }
 
     def make(self, context: Context, options: Mapping[str, str]) -> SPFCheck:
         """With the control files spfexplain and spflocalrules; raises ValueError, BadLine."""
-        timeout = _number(options, "timeout", int(TIMEOUT), 600)
+        timeout = seconds(self.name, options, "timeout", TIMEOUT)
         explanation = context.watch(context.path("spfexplain", {}), _explanation, EXPLANATION)
         rules: Any = context.watch(context.path("spflocalrules", {}), _rules, ())
         spf = SPF(
@@ -155,16 +156,9 @@ class Factory:
             rules=rules.now,
             explanation=explanation.now,
             timeout=timeout,
-            limits=Limits(voids=_number(options, "voids", 2, 10)),
+            limits=Limits(voids=count(self.name, options, "voids", 2)),
         )
         return SPFCheck(spf, context.owner, context.me, timeout + EXPLAINING + 5)
-
-
-def _number(options: Mapping[str, str], name: str, default: int, most: int) -> int:
-    text = options.get(name, str(default)).strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= most):
-        raise ValueError(f"spf: {name} = {text!r} is no number from 1 to {most}; say {name} = {default}")
-    return int(text)
 
 
 def _line(path: str, remedy: str) -> tuple[int, bytes] | None:

@@ -22,6 +22,7 @@ from twisted.internet.task import deferLater
 from qmq.conversation import After, Spoken
 from qmq.mail import Address, Octets, Reply, Seconds, address
 from qmq.receive import replies as say
+from qmq.receive.clients import Deny
 from qmq.receive.letter import Letter
 from qmq.receive.patience import Patience
 from qmq.receive.policy import Opinion, Refusal
@@ -55,18 +56,17 @@ class Dialogue:
     """
     One client's session; qmq.conversation asks it.
 
-    *session* may still be a Deferred, while we learn who the client is; or a
-    Reply, for a client that is not let in. Beyond its limits a client gets 421
-    and the end.
+    *session* is what is known of the client at first, *who* what is found out
+    about it. Beyond its limits a client gets 421 and the end.
     """
 
-    def __init__(self, session: Session | Reply | Deferred[Session | Reply], reception: Reception) -> None:
+    def __init__(self, session: Session, who: Session | Deny | Deferred[Session | Deny], reception: Reception) -> None:
         self.after: After | None = None
-        self.session = session if isinstance(session, Session) else Session("", 0, "", 0)  # until we know
+        self.session = session
         self.at = reception
         self.opening = b""  # of our Received fields
         self.letter: Letter | None = None  # open: takes commands
-        self._coming = session
+        self._who = who
         self._policy = reception.policy
         self._limits = reception.limits
         self._patience = Patience(reception.limits.errors, reception.limits.talk)
@@ -78,18 +78,19 @@ class Dialogue:
 
     def greet(self) -> Said:
         """The banner; or a refusal, and the end."""
-        if isinstance(self._coming, Deferred):
-            return self._coming.addCallback(self._known)
-        return self._known(self._coming)
+        if isinstance(self._who, Deferred):
+            return self._who.addCallback(self._known)
+        return self._known(self._who)
 
     def early(self) -> None:
         """The client speaks before it was greeted."""
         self.session.conduct.early = True
 
-    def _known(self, session: Session | Reply) -> Said:
-        if isinstance(session, Reply):
-            self.at.log.refused(self.session, None, None, session, "Reject::SNDR::Denied")
-            return self.end(session)
+    def _known(self, session: Session | Deny) -> Said:
+        if isinstance(session, Deny):
+            self.session = replace(self.session, host=session.host)
+            self.at.log.refused(self.session, None, None, session.reply, "Reject::SNDR::Denied")
+            return self.end(session.reply)
         session.conduct.early = session.conduct.early or self.session.conduct.early
         self.session = session
         self.opening = self.at.trace.opening(session)

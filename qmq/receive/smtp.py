@@ -8,10 +8,11 @@ once a second for those that have exceeded a deadline: one timer for all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.task import LoopingCall
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 from qmq.conversation import Conversation, fast_writer
 from qmq.deadlines import Deadlines
 from qmq.mail import Reply, value
+from qmq.receive.clients import Deny
 from qmq.receive.dialogue import Dialogue
 from qmq.receive.reception import Reception
 from qmq.session import Session
@@ -40,15 +42,22 @@ class Crowd:
     """
     How many sessions at once, and whose.
 
-    *relay* clients may send to any domain (RELAYCLIENT); *exempt* ones may have
-    as many sessions as there are. An IPv6 client is its /64: all of it is one
-    customer's.
+    *exempt* clients may have as many sessions as there are. An IPv6 client is
+    its /64: all of it is one customer's.
     """
 
     sessions: int = 1000
     each: int = 50
-    relay: tuple[Net, ...] = ()
     exempt: tuple[Net, ...] = ()
+
+
+# A client's IP address ("": a unix socket's) and port, and ours: who it is.
+Who = Callable[[str, int, str, int], Session | Deny | Deferred[Session | Deny]]
+
+
+def anybody(client: str, port: int, server: str, server_port: int) -> Session:
+    """A client about whom nothing is known but its address; that of a unix socket is trusted."""
+    return Session(client, port, server, server_port, relay=not client)
 
 
 class SMTPFactory(ServerFactory):
@@ -67,6 +76,7 @@ class SMTPFactory(ServerFactory):
         self,
         reception: Reception,
         *,
+        who: Who = anybody,
         crowd: Crowd = Crowd(),  # noqa: B008 - a value
         deadlines: Deadlines = Deadlines(),  # noqa: B008 - a value
         context: Any = None,
@@ -75,6 +85,7 @@ class SMTPFactory(ServerFactory):
             raise ValueError("STARTTLS can't be offered without a TLS context")
         self.sessions: dict[Conversation, object] = {}  # and whose they are
         self._reception = reception
+        self._who = who
         self._crowd = crowd
         self._deadlines = deadlines
         self._context = context
@@ -120,14 +131,11 @@ class SMTPFactory(ServerFactory):
             self._sweeping.start(1, now=False).addErrback(self._sweep_broke)
         transport: Any = conversation.transport
         host = transport.getHost()
-        session = Session(
-            "" if client is None else str(client),
-            port,
-            getattr(host, "host", ""),
-            getattr(host, "port", 0),
-            relay=client is None or _within(client, self._crowd.relay),
+        begun = Session(
+            "" if client is None else str(client), port, getattr(host, "host", ""), getattr(host, "port", 0)
         )
-        return Dialogue(session, self._reception)
+        who = self._who(begun.client, port, begun.server, begun.server_port)
+        return Dialogue(begun, who, self._reception)
 
     def _ended(self, conversation: Conversation) -> None:
         whose = self.sessions.pop(conversation)

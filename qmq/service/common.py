@@ -54,13 +54,13 @@ def open_house(reactor: Any, conf: Conf) -> House:
         descriptor = STDOUT
     else:
         descriptor = os.open(conf.general.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    resolver = Resolver(reactor)
+    resolver = Resolver(reactor, servers=conf.general.nameservers or None)
     own = OwnAddresses(reactor, lambda: house.conf)
     mx = MX(resolver, own=own, own_names=[conf.general.me], random=random.SystemRandom())
     house = House(
         reactor,
         conf,
-        EventLog(to_descriptor(descriptor), reactor, time.time),
+        EventLog(to_descriptor(descriptor), reactor, time.time, json=conf.general.log_format == "json"),
         Writers(_WRITERS, call_from_thread=reactor.callFromThread),
         resolver,
         mx,

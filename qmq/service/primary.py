@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -14,6 +16,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import directlyProvides
 
+from qmq.conf import checks
+from qmq.conf.clients import layers, listener_word
 from qmq.conf.model import Conf, Instance
 from qmq.conf.settings import OWN_CHECKS
 from qmq.deadlines import Deadlines
@@ -23,12 +27,13 @@ from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
 from qmq.receive.catalogue import installed, make_checkers
-from qmq.receive.context import Context
+from qmq.receive.clients import Clients
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
 from qmq.routing import ByDomain, HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
+from qmq.rules.watched import Files
 from qmq.service.common import House, spool
 from qmq.service.handover import hop_to
 from qmq.service.instance import InstanceService, bouncer
@@ -64,6 +69,7 @@ class PrimaryService(MultiService):
         self._sockets = sockets
         self._ports: list[Any] = []
         self._factories: list[SMTPFactory] = []
+        self._numbers = count(1)  # of the connections, over reloads too
         conf, primary = house.conf, house.conf.primary
         folder = os.path.join(conf.general.spool, NAME)
         self._drafts = Drafts(os.path.join(folder, "drafts"), primary.inline, primary.header)
@@ -114,8 +120,9 @@ class PrimaryService(MultiService):
 
     def reconfigure(self) -> None:
         """New sessions go by the new configuration; open ones by the one they began with."""
-        for factory, port in zip(self._factories, self._ports, strict=True):
-            fresh = self._factory()
+        door = self._open_door()
+        for listen, factory, port in zip(self._house.conf.primary.listen, self._factories, self._ports, strict=True):
+            fresh = self._listener(door, listen)
             fresh.sessions = factory.sessions
             port.factory = fresh
         self._factories = [port.factory for port in self._ports]
@@ -175,30 +182,56 @@ class PrimaryService(MultiService):
 
     def _listen(self, _: Any) -> None:
         self._drafts.clear()
+        door = self._open_door()
         for listen in self._house.conf.primary.listen:
-            factory = self._factory()
+            factory = self._listener(door, listen)
             self._factories.append(factory)
             self._ports.append(self._sockets.adopt(self._house.reactor, smtp_word(listen), factory))
 
-    def _factory(self) -> SMTPFactory:
+    def _listener(self, door: Door, listen: tuple[str, int]) -> SMTPFactory:
+        """What the clients that come there meet."""
         house, conf, primary = self._house, self._house.conf, self._house.conf.primary
-        context = Context(conf.accepts, primary.databytes, house.reactor)
-        checkers = make_checkers(_there(primary.checks), context, dict(primary.checks))
         tls = server_options(primary.certificate, primary.key or None) if primary.certificate else None
-        limits = Limits(
-            databytes=primary.databytes, line=primary.line, command=primary.command, recipients=primary.recipients,
-            errors=primary.errors, hops=primary.hops,
-        )  # fmt: skip
         reception = Reception(
-            me=conf.general.me.encode(), policy=Policy([*checkers, ("intake", self.intake)], house.reactor),
-            hop=self.router, drafts=self._drafts, next_token=self._tokens.begin, forget_token=self._tokens.end,
-            log=house.log, clock=house.reactor, wall=house.wall, limits=limits, starttls=tls is not None,
-            greeting=primary.greeting,
+            me=conf.general.me.encode(), policy=door.policy, hop=self.router, drafts=self._drafts,
+            next_token=self._tokens.begin, forget_token=self._tokens.end, log=house.log, clock=house.reactor,
+            wall=house.wall, limits=_limits(conf), starttls=tls is not None, greeting=primary.greeting,
+            localiphost=primary.localiphost, classic=primary.codes == "classic",
         )  # fmt: skip
-        sessions = min(primary.sessions, _room(conf))
-        crowd = Crowd(sessions, primary.sessions_per_client, conf.general.relay, primary.limit_exempt)
+        crowd = Crowd(min(primary.sessions, _room(conf)), primary.sessions_per_client, primary.limit_exempt)
         deadlines = Deadlines(idle=primary.timeout, session=primary.session)
-        return SMTPFactory(reception, crowd=crowd, deadlines=deadlines, context=tls)
+        who = partial(door.clients.session, listener=listener_word(listen))
+        return SMTPFactory(reception, who=who, crowd=crowd, deadlines=deadlines, context=tls)
+
+    def _open_door(self) -> Door:
+        """The checks and the clients' settings, as the configuration is now."""
+        house, conf = self._house, self._house.conf
+        files = Files(house.log.warning)
+        context = checks.context(
+            conf, house.reactor, files, reactor=house.reactor, resolver=house.resolver, mx=house.mx
+        )  # fmt: skip
+        os.makedirs(context.spool, mode=0o700, exist_ok=True)
+        made = make_checkers(_there(conf.primary.checks), context, dict(conf.primary.checks))
+        policy = Policy([*made, ("intake", self.intake)], house.reactor)
+        clients = Clients(layers(conf), files, house.resolver, house.reactor, numbers=self._numbers)
+        return Door(policy, clients)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What all listeners of one configuration share: who clients are, and what checkers think of them."""
+
+    policy: Policy
+    clients: Clients
+
+
+def _limits(conf: Conf) -> Limits:
+    primary = conf.primary
+    return Limits(
+        databytes=max(primary.databytes, primary.databytes_most), line=primary.line, command=primary.command,
+        recipients=primary.recipients, errors=primary.errors, hops=primary.hops, helo=primary.helo == "required",
+        held=primary.verdicts == "rcpt",
+    )  # fmt: skip
 
 
 def _room(conf: Conf) -> int:
@@ -213,7 +246,7 @@ def _room(conf: Conf) -> int:
     return max(8, (descriptors - ours) // 2)
 
 
-def _there(checks: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+def _there(named: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
     """
     The checks to make: one of qmq's own whose file was taken away is left out, loudly.
 
@@ -221,7 +254,7 @@ def _there(checks: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
     other name that is not installed is a mistake, and make_checkers says so.
     """
     known = installed()
-    names = [name for name, _ in checks]
+    names = [name for name, _ in named]
     for name in names:
         if name in OWN_CHECKS and name not in known:
             _log.error("the check {name} is not installed: it is left out", name=name)

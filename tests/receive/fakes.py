@@ -13,9 +13,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from qmq.checks.rcpthosts import RcptHosts
+from qmq.checks.rcpthosts import Factory
 from qmq.interfaces import INextHop
 from qmq.mail import Reply, Token
+from qmq.receive.context import Context
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.reception import Limits, Reception
@@ -149,7 +150,8 @@ class ListenerCase(SynchronousTestCase):
     ):
         checkers = list(checkers)
         if rcpthosts:
-            checkers.append(("rcpthosts", RcptHosts(lambda domain: domain == b"ours.example")))
+            knows = Context(lambda domain: domain == b"ours.example", 0, self.clock)
+            checkers.append(("rcpthosts", Factory().make(knows, {})))
         at = Reception(
             me=b"mx.ours.example",
             policy=Policy(checkers, self.clock),

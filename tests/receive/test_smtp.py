@@ -7,9 +7,13 @@ from zope.interface import implementer
 
 from qmq.deadlines import Deadlines
 from qmq.interfaces import ISenderChecker
+from qmq.mail import Reply
+from qmq.receive.clients import Clients, Deny, Layers
 from qmq.receive.draft import Drafts
 from qmq.receive.reception import Limits
 from qmq.receive.smtp import Crowd, client_of
+from qmq.rules.watched import Files
+from qmq.session import Session
 from tests.receive.fakes import LETTER, TAKEN, TEXT, Client, ListenerCase
 
 HELLO = b"EHLO client.example"
@@ -69,11 +73,44 @@ class CrowdTests(ListenerCase):
 
     def test_relay(self):
         """Clients in relay networks may send anywhere; the others may not."""
-        factory = self.listen(crowd=Crowd(relay=(ip_network("192.0.2.0/28"),)))
+        layers = Layers(relay=(ip_network("192.0.2.0/28"),), reverse="no")
+        factory = self.listen(who=Clients(layers, Files(), None, self.clock).session)
 
         for address, code in (("192.0.2.1", "250"), ("::ffff:192.0.2.1", "250"), ("192.0.2.99", "553")):
             codes = Client(factory, address).codes(HELLO, b"MAIL FROM:<>", b"RCPT TO:<x@foreign.example>")
             self.assertEqual(codes[-1], code)
+
+    def test_denied(self):
+        """A client that a rule denies gets 554 and the end; the log names it."""
+        factory = self.listen(
+            who=lambda *_: Deny(Reply(554, "5.7.1", "no mail is taken from you here"), "evil.example")
+        )
+        client = Client(factory)
+
+        self.assertEqual(client.banner, ["554 5.7.1 no mail is taken from you here"])
+        self.assertTrue(client.closed)
+        self.assertEqual(self.log.facts[0][3:], (554, "Reject::SNDR::Denied"))
+
+    def test_slow_name(self):
+        """While a client's name is asked for, it waits for its banner; one that leaves is forgotten."""
+        waiting = []
+
+        def who(*_):
+            waiting.append(Deferred())
+            return waiting[-1]
+
+        factory = self.listen(who=who)
+        client, other = Client(factory), Client(factory)
+        self.assertEqual(client.banner, [])
+
+        waiting[0].callback(Session("192.0.2.1", 1, "192.0.2.25", 25, host="named.example"))
+        other.leave()
+
+        self.assertEqual(client.heard()[0][:3], "220")
+        client.say(*LETTER)
+        client.send(ENDED)
+        self.assertIn(b"(named.example [192.0.2.1])", self.hop.sent[0][1])
+        self.assertEqual(list(factory.sessions), [client.conversation])
 
     def test_client_address(self):
         """A client's address is known in its plain form, or as none for a unix socket."""

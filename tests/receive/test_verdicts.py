@@ -267,7 +267,9 @@ class SeenTests(ListenerCase):
         spf = Says(Verdict(reason="Accept::SPF::"), "recipient")
         cdb = Says(Verdict(reason="Accept::RCPT::Recipients_Cdb"), "recipient")
 
-        self.client(("cdb", cdb), ("spf", spf)).say(*LETTER)
+        hosts = Says(Verdict(vouch=True, reason="Accept::RCPT::Rcpthosts_Rcptto"), "recipient")
+
+        self.client(("rcpthosts", hosts), ("cdb", cdb), ("spf", spf), rcpthosts=False).say(*LETTER)
 
         self.assertEqual(self.log.passes, [(Address(b"b", b"ours.example"), "Accept::SPF::Recipients_Cdb", "")])
 

@@ -151,7 +151,7 @@ class Clients:
             if rule is not None and rule.deny:
                 return Deny(_DENIED, name.host)
         found = self._environment(ip, listener, rule)
-        host = found.variables.get("TCPREMOTEHOST", name.host)
+        host = found.variables.get("TCPREMOTEHOST", name.host).lower()
         return Session(
             ip, begun.port, begun.server, begun.server_port, user=found.info, relay=found.relayclient is not None,
             host=host, number=begun.number, environment=found,

@@ -174,7 +174,7 @@ class _Making:
         pairs = (part[1:].partition("=") for part in parts if part.startswith("+") and "=" in part)
         rule = self._rule(any(part.startswith("D") for part in parts), {name: text for name, _, text in pairs})
         bits = key[1:].rstrip(b"\0")
-        if key[:1] in {b"_", b"^"} and bits.isalnum() | (key[:1] == b"^"):
+        if key[:1] in {b"_", b"^"} and b"@" not in key:
             # ucspi-tcp6: a network is its bits, 0 for a zero and some other character for a one.
             width = 32 if key[:1] == b"_" else 128
             if len(bits) > width:

@@ -3,9 +3,10 @@ Asking the checkers.
 
 Checkers are sorted by phase once, at the start. A phase asks its checkers in
 the configured order until one refuses or stops. A checker that answers at once
-costs a call; only one that must wait costs a coroutine, and a time limit. One
-that raises, is late or answers nonsense gives a 451 and a line in the log: only
-its own session feels it.
+costs a call; only one that must wait costs a coroutine, and a time limit; one
+that blocks is called in threads of its own. One that raises, is late, does not
+come back or answers nonsense gives a 451 and a line in the log: only its own
+session feels it.
 
 A refusal comes with the place of its checker in `checks`, so that what was held
 since the connection, HELO or MAIL is spoken at RCPT in that order (SPAMCONTROL
@@ -14,7 +15,11 @@ since the connection, HELO or MAIL is spoken at RCPT in that order (SPAMCONTROL
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from inspect import iscoroutinefunction
+from time import perf_counter
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -26,6 +31,7 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from qmq.interfaces import (
+    IBlocking,
     IConnectionChecker,
     IDataChecker,
     IHeloChecker,
@@ -34,11 +40,17 @@ from qmq.interfaces import (
     ISenderChecker,
 )
 from qmq.mail import Address, Message, Seconds, value
+from qmq.receive.check import Check, Terms, awaiting
+from qmq.receive.guard import Guard, Stuck
 from qmq.receive.replies import TRY_LATER
+from qmq.receive.tally import Tallies
+from qmq.receive.threads import NoThread, Threads
 from qmq.session import Session, Transaction, Verdict
 
 _log = Logger()
 
+# Seconds that whoever made a checker hang waits for its 451.
+_AGAIN: Seconds = 1
 _PHASES: Sequence[tuple[type[Interface], str]] = (
     (IConnectionChecker, "connection"),
     (IHeloChecker, "helo"),
@@ -61,53 +73,89 @@ Opinion = Verdict | Refusal | None
 Answer = Opinion | Deferred[Opinion]
 
 
-class Check:
-    """One method of a checker: what is asked in one phase."""
-
-    __slots__ = ("ask", "limit", "name", "place")
-
-    def __init__(self, ask: Callable[..., Any], name: str, place: int, limit: Seconds) -> None:
-        self.ask = ask
-        self.name = name
-        self.place = place
-        self.limit = limit  # of what it must wait for
-
-
 class Policy:
     """
     The checkers of a listener, in order, each under the name it has in conf-qmq.
 
     An answer that takes longer than the checker's own *limit*, or else than the
-    one given here, is a failure. What a phase gives is the first Refusal, or one
-    Verdict: a stop, or what all of them add up to; None if nobody had anything
-    to say.
+    one given here, is a failure; *terms* say otherwise for some. What a phase
+    gives is the first Refusal, or one Verdict: a stop, or what all of them add up
+    to; None if nobody had anything to say.
+
+    *guard* and *tallies* are the process's, and outlive a Policy. Checkers that
+    block have threads if there is *call_from_thread*, the reactor's; without it
+    they are called like any other.
     """
 
-    def __init__(self, checkers: Sequence[tuple[str, object]], clock: IReactorTime, limit: Seconds = 30) -> None:
+    def __init__(
+        self,
+        checkers: Sequence[tuple[str, object]],
+        clock: IReactorTime,
+        limit: Seconds = 30,
+        *,
+        terms: Mapping[str, Terms] | None = None,
+        guard: Guard | None = None,
+        tallies: Tallies | None = None,
+        call_from_thread: Callable[..., object] | None = None,
+    ) -> None:
         self._clock = clock
-        phases = {method: _phase(interface, method, checkers, limit) for interface, method in _PHASES}
-        used = {check.name for checks in phases.values() for check in checks}
-        if idle := [name for name, _ in checkers if name not in used]:
-            raise ValueError(f"these checkers check nothing (no I...Checker is provided): {', '.join(idle)}")
-        self._connection = phases["connection"]
-        self._helo = phases["helo"]
-        self._sender = phases["sender"]
-        self._recipient = phases["recipient"]
-        self._data = phases["data"]
-        self._message = phases["message"]
+        self._guard = guard or Guard(on=False)
+        self._tallies = tallies or Tallies()
+        self._call_from_thread = call_from_thread
+        phases: dict[str, list[Check]] = {method: [] for _, method in _PHASES}
+        for place, (name, checker) in enumerate(checkers):
+            checks = self._checks(name, checker, place, limit, (terms or {}).get(name, Terms()))
+            if not checks:
+                raise ValueError(f"the checker {name} checks nothing (no I...Checker is provided)")
+            for method, check in checks.items():
+                phases[method].append(check)
+        self._connection = tuple(phases["connection"])
+        self._helo = tuple(phases["helo"])
+        self._sender = tuple(phases["sender"])
+        self._recipient = tuple(phases["recipient"])
+        self._data = tuple(phases["data"])
+        self._message = tuple(phases["message"])
         self._before = [tuple(c for c in self._recipient if c.place < place) for place in range(len(checkers))]
+
+    def _checks(self, name: str, checker: object, place: int, limit: Seconds, terms: Terms) -> dict[str, Check]:
+        """By phase."""
+        own = getattr(checker, "limit", limit) if terms.timeout is None else terms.timeout
+        tally = self._tallies.of(name)
+        threads = None
+        if self._call_from_thread is not None and IBlocking.providedBy(checker):
+            threads = Threads(
+                name, self._clock, self._call_from_thread, self._guard, tally,
+                most=terms.threads, limit=own, cpu=terms.cpu,
+            )  # fmt: skip
+        checks = {}
+        for interface, called in _PHASES:
+            if interface.providedBy(checker):
+                try:
+                    verifyObject(interface, checker)
+                except Invalid as error:
+                    raise ValueError(f"checker {name}: {error}") from error
+                # By name, for it is the interface that says what the method is called.
+                method = getattr(checker, called)
+                if threads is not None and not iscoroutinefunction(method):
+                    method = partial(threads.call, method)
+                checks[called] = Check(method, name, place, own, self._guard, tally)
+        return checks
+
+    def tallies(self) -> dict[str, dict[str, Any]]:
+        """What the checkers did so far, by name, for `qmq stat --checks`."""
+        return self._tallies.facts()
 
     def connection(self, session: Session) -> Answer:
         """Before the banner."""
-        return self._ask(self._connection, (session,)) if self._connection else None
+        return self._ask(iter(self._connection), (session,)) if self._connection else None
 
     def helo(self, session: Session) -> Answer:
         """At HELO and EHLO."""
-        return self._ask(self._helo, (session,))
+        return self._ask(iter(self._helo), (session,))
 
     def sender(self, session: Session, transaction: Transaction) -> Answer:
         """At MAIL."""
-        return self._ask(self._sender, (session, transaction))
+        return self._ask(iter(self._sender), (session, transaction))
 
     def recipient(
         self, session: Session, transaction: Transaction, recipient: Address, held: Refusal | None = None
@@ -119,66 +167,70 @@ class Policy:
         checker before it refuses or stops.
         """
         if held is None:
-            return self._ask(self._recipient, (session, transaction, recipient))
-        answer = self._ask(self._before[held.place], (session, transaction, recipient))
+            return self._ask(iter(self._recipient), (session, transaction, recipient))
+        answer = self._ask(iter(self._before[held.place]), (session, transaction, recipient))
         if isinstance(answer, Deferred):
             return answer.addCallback(_or_held, held)
         return _or_held(answer, held)
 
     def data(self, session: Session, transaction: Transaction) -> Answer:
         """At DATA or the first BDAT."""
-        return self._ask(self._data, (session, transaction)) if self._data else None
+        return self._ask(iter(self._data), (session, transaction)) if self._data else None
 
     def message(self, session: Session, transaction: Transaction, message: Message) -> Answer:
         """At the end of the data."""
-        return self._ask(self._message, (session, transaction, message))
+        return self._ask(iter(self._message), (session, transaction, message))
 
-    def _ask(self, checks: tuple[Check, ...], of: tuple[object, ...]) -> Answer:
-        sum_: Verdict | None = None
-        for check in (rest := iter(checks)):
+    def _ask(self, rest: Iterator[Check], of: tuple[object, ...], sum_: Verdict | None = None) -> Answer:
+        """Ask the rest; *sum_* is what those before them add up to."""
+        guard = self._guard
+        if not guard.armed:
+            guard.arm()
+        guard.serial += 1
+        outer = guard.running  # a checker may by its answer bring another session on
+        then = perf_counter()
+        for check in rest:
             try:
+                guard.running = check
                 verdict = check.ask(*of)
-            except Exception:  # noqa: BLE001 - a stranger's code
-                return _failed(check, Failure())
+                guard.running = outer
+            except BaseException as error:  # noqa: BLE001 - a stranger's code; not even its SystemExit is for us
+                guard.running = outer
+                check.tally.asked += 1
+                return self._broken(check, error, perf_counter() - then)
+            now = perf_counter()
+            tally = check.tally
+            tally.asked += 1
+            tally.seconds += (took := now - then)
+            if took > tally.longest:  # noqa: PLR1730 - max() costs as much as all the rest
+                tally.longest = took
+            then = now
             if verdict is None:
                 continue
-            if type(verdict) is not Verdict:
+            if not isinstance(verdict, Verdict):
                 return Deferred.fromCoroutine(self._wait(verdict, check, rest, of, sum_))
             if verdict.reply is not None:
-                return _refusal(verdict, sum_, check)
+                return self._refusal(verdict, sum_, check)
             sum_ = verdict if sum_ is None else _add(sum_, verdict)
             if verdict.stop:
                 break
         return sum_
 
     async def _wait(
-        self,
-        first: Awaitable[object],
-        check: Check,
-        rest: Iterator[Check],
-        of: tuple[object, ...],
-        sum_: Verdict | None,
+        self, first: object, check: Check, rest: Iterator[Check], of: tuple[object, ...], sum_: Verdict | None
     ) -> Opinion:
         """Go on where the iterator stands."""
-        answer: object = first
-        while True:
-            verdict = await self._limited(answer, check) if not isinstance(answer, Verdict | None) else answer
-            if isinstance(verdict, Refusal):
-                return verdict
-            if verdict is not None:
-                if verdict.reply is not None:
-                    return _refusal(verdict, sum_, check)
-                sum_ = verdict if sum_ is None else _add(sum_, verdict)
-                if verdict.stop:
-                    return sum_
-            following = next(rest, None)
-            if following is None:
+        verdict = await self._limited(first, check)
+        if isinstance(verdict, Refusal):
+            return verdict
+        if verdict is not None:
+            if verdict.reply is not None:
+                return self._refusal(verdict, sum_, check)
+            sum_ = verdict if sum_ is None else _add(sum_, verdict)
+            if verdict.stop:
                 return sum_
-            check = following
-            try:
-                answer = check.ask(*of)
-            except Exception:  # noqa: BLE001 - a stranger's code
-                return _failed(check, Failure())
+        further = self._ask(rest, of, sum_)
+        return await further if isinstance(further, Deferred) else further
 
     def _limited(self, answer: object, check: Check) -> Deferred[Opinion]:
         """
@@ -186,34 +238,71 @@ class Policy:
 
         A checker that does not listen to its cancelling is left to itself.
         """
-        awaited = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(_awaiting(answer))
+        began = self._clock.seconds()
 
         def gone(_: object) -> None:
             timer.cancel()
             awaited.cancel()
 
         def late() -> None:
-            result.callback(_failed(check, Failure(TimeoutError(f"no answer within {check.limit:g} s"))))
+            check.tally.late += 1
+            result.callback(self._failed(check, Failure(TimeoutError(f"no answer within {check.limit:g} s"))))
             awaited.cancel()
 
         def answered(verdict: object) -> None:
             if not timer.active():
                 return  # late, or the client is gone
             timer.cancel()
+            if isinstance(verdict, Failure):
+                result.callback(self._broken(check, verdict, 0))
+                return
+            check.tally.waited(self._clock.seconds() - began)
             if isinstance(verdict, Verdict | None):
                 result.callback(verdict)
             else:
-                failure = verdict if isinstance(verdict, Failure) else Failure(TypeError(f"no Verdict: {verdict!r}"))
-                result.callback(_failed(check, failure))
+                result.callback(self._broken(check, TypeError(f"no Verdict but {type(verdict).__name__}"), 0))
 
         result: Deferred[Opinion] = Deferred(gone)
         timer = self._clock.callLater(check.limit, late)
+        if isinstance(answer, Deferred):
+            awaited = answer
+        else:
+            awaited = Deferred.fromCoroutine(awaiting(answer, check, self._guard))
         awaited.addBoth(answered)
         return result
 
+    def _refusal(self, verdict: Verdict, sum_: Verdict | None, check: Check) -> Refusal:
+        """Only a 4yz or 5yz can refuse."""
+        reply = verdict.reply
+        if reply is None or not 400 <= reply.code < 600:
+            return self._broken(check, ValueError(f"refuses with {reply and reply.code}"), 0)
+        if reply.permanent:
+            check.tally.refused += 1
+        else:
+            check.tally.deferred += 1
+        return Refusal(check.place, verdict if sum_ is None else _add(sum_, verdict))
 
-async def _awaiting(answer: Any) -> object:
-    return await answer
+    def _broken(self, check: Check, error: BaseException | Failure, took: Seconds) -> Refusal:
+        """It raised, was interrupted, or made no sense."""
+        failure = error if isinstance(error, Failure) else Failure(error)
+        if failure.check(Stuck):
+            check.tally.stuck += 1
+            if took:
+                check.stuck(took)
+            # That it can't be had again at once by the same client, which may mean harm.
+            refusal = self._failed(check, failure)
+            return Refusal(refusal.place, replace(refusal.verdict, delay=_AGAIN))
+        if failure.check(NoThread):
+            check.tally.turned_away += 1
+        else:
+            check.tally.failed += 1
+        return self._failed(check, failure)
+
+    def _failed(self, check: Check, failure: Failure) -> Refusal:
+        if (untold := check.tally.tell(self._clock.seconds())) is not None:
+            more = f" (and {untold} times more since the last such line)" if untold else ""
+            _log.failure("checker {name} failed{more}", failure, name=check.name, more=more)
+        return Refusal(check.place, Verdict(reply=TRY_LATER, reason="Reject::CHECK::Failed", info=check.name))
 
 
 def _or_held(answer: Opinion, held: Refusal) -> Opinion:
@@ -243,31 +332,3 @@ def _reason(so_far: str, further: str) -> str:
     if further.endswith("::"):
         return further + so_far.rpartition("::")[2]
     return further or so_far
-
-
-def _refusal(verdict: Verdict, sum_: Verdict | None, check: Check) -> Refusal:
-    """Only a 4yz or 5yz can refuse."""
-    reply = verdict.reply
-    if reply is None or not 400 <= reply.code < 600:
-        return _failed(check, Failure(ValueError(f"refuses with {reply and reply.code}")))
-    return Refusal(check.place, verdict if sum_ is None else _add(sum_, verdict))
-
-
-def _failed(check: Check, failure: Failure) -> Refusal:
-    _log.failure("checker {name} failed", failure, name=check.name)
-    return Refusal(check.place, Verdict(reply=TRY_LATER, reason="Reject::CHECK::Failed", info=check.name))
-
-
-def _phase(
-    interface: type[Interface], method: str, checkers: Sequence[tuple[str, object]], limit: Seconds
-) -> tuple[Check, ...]:
-    checks = []
-    for place, (name, checker) in enumerate(checkers):
-        if interface.providedBy(checker):
-            try:
-                verifyObject(interface, checker)
-            except Invalid as error:
-                raise ValueError(f"checker {name}: {error}") from error
-            # By name, for it is the interface that says what the method is called.
-            checks.append(Check(getattr(checker, method), name, place, getattr(checker, "limit", limit)))
-    return tuple(checks)

@@ -5,8 +5,9 @@ from zope.interface import implementer
 
 from qmq.interfaces import ICheckerFactory, IHeloChecker, IMessageChecker, IRecipientChecker
 from qmq.mail import Address, Reply
+from qmq.receive.catalogue import installed, make_checkers
 from qmq.receive.context import Context
-from qmq.receive.policy import Policy, installed, make_checkers
+from qmq.receive.policy import Policy, Refusal
 from qmq.session import VOUCH, Session, Transaction, Verdict
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
@@ -49,7 +50,7 @@ class PolicyTests(SynchronousTestCase):
         """The first refusal ends the phase."""
         last = Says(VOUCH)
 
-        self.assertIs(self.ask(Says(), Says(REFUSAL), last), REFUSAL)
+        self.assertEqual(self.ask(Says(), Says(REFUSAL), last), Refusal(1, REFUSAL))
         self.assertEqual(last.asked, 0)
 
     def test_stop(self):
@@ -58,7 +59,7 @@ class PolicyTests(SynchronousTestCase):
 
     def test_vouch_goes_on(self):
         """A vouched recipient may still be refused by a later checker."""
-        self.assertEqual(self.ask(Says(VOUCH), Says(REFUSAL)).reply, REFUSAL.reply)
+        self.assertEqual(self.ask(Says(VOUCH), Says(REFUSAL)).verdict.reply, REFUSAL.reply)
 
     def test_sum(self):
         """Delays and fields of all checkers add up, in order."""
@@ -90,16 +91,17 @@ class PolicyTests(SynchronousTestCase):
         first.callback(None)
         second.callback(REFUSAL)
 
-        self.assertEqual(self.successResultOf(answer).reply, REFUSAL.reply)
+        self.assertEqual(self.successResultOf(answer), Refusal(2, REFUSAL))
         self.assertEqual(last.asked, 0)
 
     def test_awaitable_at_once(self):
         """An awaitable that need not wait gives its answer at once."""
         self.assertIs(self.successResultOf(self.ask(Says(succeed(VOUCH)))), VOUCH)
 
-    def assert_failed(self, verdict, error):
+    def assert_failed(self, refusal, error):
+        verdict = refusal.verdict
         self.assertEqual((verdict.reply.code, verdict.reply.status), (451, "4.3.0"))
-        self.assertEqual(verdict.reason, "failed:c0")
+        self.assertEqual((verdict.reason, verdict.info), ("Reject::CHECK::Failed", "c0"))
         self.assertEqual(len(self.flushLoggedErrors(error)), 1)
 
     def test_raises(self):
@@ -174,7 +176,7 @@ class PolicyTests(SynchronousTestCase):
 
         policy = Policy([("both", Both())], self.clock)
 
-        self.assertIs(policy.helo(SESSION), REFUSAL)
+        self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
         self.assertIs(policy.message(SESSION, TRANSACTION, None), VOUCH)
         self.assertIsNone(policy.connection(SESSION))
         self.assertIsNone(policy.sender(SESSION, TRANSACTION))

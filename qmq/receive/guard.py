@@ -1,0 +1,213 @@
+"""
+Gets the reactor's thread back from a checker that does not come back.
+
+A plain call cannot be waited for with a time limit: while it loops or sleeps
+nothing else runs. So a timer of the kernel (setitimer) runs while checkers are
+asked. It is set once in a while, not once a call: when it rings during the same
+call twice, that call has had *patience* and Stuck is raised into it.
+
+That costs all others some 50 to 100 ms, once. Whoever did it has used up its
+credit, and is then timed call by call: it may take a few times its usual time,
+at least 2 ms, and gets more only as the credit comes back, a thousandth of the
+time. Then only what the call itself took counts (CPU, or sleep), not that the
+machine was busy with something else.
+
+What cannot be interrupted is a single call of C code that looks at no signals
+(``sum(range(10**10))``); regular expressions and sleeps do look. Rules that
+are being read (qmq.rules.watched) and modules that are being imported have
+longer, since half of either is worth nothing.
+
+The timer is ITIMER_REAL, whose signal is also the operator's (SIGALRM:
+everything is due now). A SIGALRM that our timer cannot have sent is passed on.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from resource import RUSAGE_THREAD, getrusage
+from types import FrameType
+from typing import Any, Protocol
+
+from qmq.mail import Seconds
+from qmq.receive.tally import Credit
+
+PATIENCE: Seconds = 0.05
+# The least that a call may take, whatever its checker has done: ten healthy checkers' calls, and noise.
+LEAST: Seconds = 0.002
+# Over its usual time: what one long message is over the mean.
+USUAL = 4
+SHARE = 0.001
+READING: Seconds = 10
+# How often threads change places while a checker's thread runs (5 ms else): the reactor's thread gives up its place
+# at each system call, and with a thread that computes it would get it back after so long.
+BRISK: Seconds = 0.0001
+
+_SPARED = frozenset({"qmq.rules.watched", "importlib._bootstrap"})
+# Who asks, and below whom no frame is the checker's.
+_ASKING = frozenset({"qmq.receive.policy", "qmq.receive.check"})
+
+
+class Stuck(BaseException):
+    """
+    Raised into a checker that does not come back.
+
+    No Exception, for ``except Exception`` in the checker must not keep it.
+    """
+
+
+class Watched(Protocol):
+    """What the guard knows of a call: whose it is."""
+
+    credit: Credit
+
+    def usual(self) -> Seconds:
+        """How long it takes on average."""
+
+
+class Guard:
+    """
+    One for each process; without *on* nothing is guarded.
+
+    Who asks a checker sets *running* to it, makes *serial* one higher, and arms
+    it if it is not *armed*. Stuck is raised only while *running* is set; so it must be set and unset
+    within the ``try`` that catches it.
+    """
+
+    __slots__ = (
+        "_began", "_cpu", "_earlier", "_limit", "_raised", "_seen", "_strikes", "_suspect", "_switches", "_threads",
+        "_usual_interval", "armed", "patience", "running", "serial",
+    )  # fmt: skip
+
+    def __init__(self, patience: Seconds = PATIENCE, *, on: bool = True) -> None:
+        self.patience = patience
+        self.serial = 0
+        self.running: Watched | None = None
+        self.armed = not on  # what is never armed again is never on
+        self._earlier: Any = None  # whose handler it was
+        self._suspect: Watched | None = None
+        self._seen = -1  # the serial of its call
+        self._limit = patience
+        self._began: Seconds = 0
+        self._cpu: Seconds = 0
+        self._switches = 0
+        self._strikes = 0
+        self._raised = False
+        self._threads = 0
+        self._usual_interval: Seconds = 0
+
+    def arm(self) -> None:
+        """Run the timer; in any thread but the main one, where no signal would come, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Whoever took the signal meanwhile (the operator's SIGALRM) gets it after us.
+        if (handler := signal.getsignal(signal.SIGALRM)) != self._rung:
+            self._earlier = handler
+            signal.signal(signal.SIGALRM, self._rung)
+        self.armed = True
+        signal.setitimer(signal.ITIMER_REAL, self.patience)
+
+    def watch(self, check: Watched) -> None:
+        """The call of *check* that begins now is timed by itself."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        limit = min(self.patience, max(LEAST, USUAL * check.usual(), check.credit.left(time.monotonic())))
+        self._suspect_now(check, limit)
+        self._strikes = 0
+        self.armed = True
+        signal.setitimer(signal.ITIMER_REAL, limit)
+
+    def stop(self) -> None:
+        """Give the signal back."""
+        if self._earlier is not None and signal.getsignal(signal.SIGALRM) == self._rung:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._earlier)
+            self._earlier = None
+            self.armed = False
+
+    def thread_begins(self) -> None:
+        """A checker's thread has something to do."""
+        self._threads += 1
+        if self._threads == 1:
+            self._usual_interval = sys.getswitchinterval()
+            sys.setswitchinterval(min(BRISK, self._usual_interval))
+
+    def thread_ends(self) -> None:
+        """It has done it, or is gone."""
+        self._threads -= 1
+        if self._threads == 0:
+            sys.setswitchinterval(self._usual_interval)
+
+    def _rung(self, number: int, frame: FrameType | None) -> None:
+        if not self.armed or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+            if callable(self._earlier):
+                self._earlier(number, frame)
+            return
+        check = self.running
+        if check is None:
+            self.armed = False
+        elif check is not self._suspect or self.serial != self._seen:
+            # It may have begun this very moment.
+            self._suspect_now(check, self.patience)
+            self._strikes = 1
+            signal.setitimer(signal.ITIMER_REAL, self.patience)
+        else:
+            self._judge(frame)
+
+    def _suspect_now(self, check: Watched, limit: Seconds) -> None:
+        self._suspect = check
+        self._seen = self.serial
+        self._limit = limit
+        self._raised = False
+        self._began = time.monotonic()
+        self._cpu = time.thread_time()
+        self._switches = getrusage(RUSAGE_THREAD).ru_nvcsw
+
+    def _judge(self, frame: FrameType | None) -> None:
+        """Interrupt the suspect, or give it more time."""
+        limit = self._limit
+        used = time.thread_time() - self._cpu
+        if used < limit / 2:
+            switches = getrusage(RUSAGE_THREAD).ru_nvcsw
+            if switches == self._switches:
+                # It neither computed nor slept: others had the processor.
+                signal.setitimer(signal.ITIMER_REAL, limit)
+                return
+            # It slept, or waited for the interpreter: once is no proof.
+            self._switches = switches
+            self._strikes += 1
+            if self._strikes < 2:
+                signal.setitimer(signal.ITIMER_REAL, limit)
+                return
+        frames = list(_frames(frame))
+        if time.monotonic() - self._began < READING and any(f.f_globals.get("__name__") in _SPARED for f in frames):
+            signal.setitimer(signal.ITIMER_REAL, self.patience)
+            return
+        signal.setitimer(signal.ITIMER_REAL, LEAST)  # in case that it catches what it is not meant to catch
+        if self._raised:
+            _corner(frames)
+        self._raised = True
+        raise Stuck("it does not come back")
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Those of the checker, innermost first."""
+    while frame is not None and frame.f_globals.get("__name__") not in _ASKING:
+        yield frame
+        frame = frame.f_back
+
+
+def _corner(frames: list[FrameType]) -> None:
+    """It caught Stuck and went on: let its next line, which is the first of its ``except``, raise as well."""
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line" and frame in frames:
+            raise Stuck("it does not come back")  # which ends the tracing too
+        return trace
+
+    for frame in frames:
+        frame.f_trace = trace
+    sys.settrace(trace)

@@ -2,40 +2,67 @@
 How long a message may be.
 
 By what the client says at MAIL (SIZE, RFC 1870), and by what has come at the
-end of the data.
+end of the data. The least of all limits counts: the listener's, the client's
+(DATABYTES) and, for its own recipients, an instance's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IMessageChecker, ISenderChecker
-from qmq.mail import Message, Octets, Reply
-from qmq.session import Session, Transaction, Verdict
+from qmq.interfaces import ICheckerFactory, IMessageChecker, IRecipientChecker, ISenderChecker
+from qmq.mail import Address, Message, Octets, Reply
+from qmq.session import Environment, Session, Transaction, Verdict
 
-_TOO_BIG = Verdict(
-    reply=Reply(552, "5.3.4", "sorry, that message is bigger than I take"), reason="Reject::DATA::Invalid_Size"
-)
+_REPLY = Reply(552, "5.3.4", "sorry, that message is bigger than I take")
+_TOO_BIG = Verdict(reply=_REPLY, reason="Reject::DATA::Invalid_Size")
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-@implementer(ISenderChecker, IMessageChecker)
+@implementer(ISenderChecker, IRecipientChecker, IMessageChecker)
 class DataBytes:
-    """Refuses what is longer than *limit* octets; 0: nothing."""
+    """Refuses what is longer than *limit* octets, or than *owner* of a recipient takes; 0: nothing."""
 
-    def __init__(self, limit: Octets) -> None:
+    def __init__(self, limit: Octets, owner: Callable[[bytes], Any]) -> None:
         self._limit = limit
+        self._owner = owner
 
     def sender(self, session: Session, transaction: Transaction) -> Verdict | None:
-        """By SIZE=."""
-        return _TOO_BIG if 0 < self._limit < transaction.size else None
+        """By SIZE=; said at each RCPT (SPAMCONTROL 2.4)."""
+        return self._judge(session, transaction.size) if transaction.size else None
+
+    def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict | None:
+        """By SIZE= too, for this recipient alone."""
+        if transaction.size and self._exceeds(transaction.size, recipient):
+            return _too_big(session.environment)
+        return None
 
     def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict | None:
-        """By what came; our own fields do not count."""
-        return _TOO_BIG if 0 < self._limit < message.body.size else None
+        """By what came, for all of its recipients; our own fields do not count."""
+        size = message.body.size
+        verdict = self._judge(session, size)
+        if verdict is None and any(self._exceeds(size, recipient) for recipient in transaction.recipients):
+            return _too_big(session.environment)
+        return verdict
+
+    def _judge(self, session: Session, size: Octets) -> Verdict | None:
+        environment = session.environment
+        if 0 < self._limit < size or (environment.databytes and environment.databytes < size):
+            return _too_big(environment)
+        return None
+
+    def _exceeds(self, size: Octets, recipient: Address) -> bool:
+        owner = self._owner(recipient.domain)
+        return owner is not None and 0 < owner.databytes < size
+
+
+def _too_big(environment: Environment) -> Verdict:
+    if not environment.replies:
+        return _TOO_BIG
+    return Verdict(reply=environment.worded(_REPLY, "REPLY_MAXSIZE"), reason=_TOO_BIG.reason)
 
 
 @implementer(ICheckerFactory)
@@ -43,13 +70,14 @@ class Factory:
     """Makes DataBytes."""
 
     name = "databytes"
-    help = "refuses messages above a size: limit = 20M (else the listener's own)"
+    help = "refuses messages above a size: limit = 20M (else the listener's own), DATABYTES, the instance's"
+    options = {"limit": "octets, or with K, M or G (else the listener's databytes)"}  # noqa: RUF012 - read only
 
     def make(self, context: Any, options: Mapping[str, str]) -> DataBytes:
         """Option `limit`: octets, or with K, M or G; without it the listener's databytes."""
         if unknown := sorted(set(options) - {"limit"}):
             raise ValueError(f"databytes takes the option limit, but has: {', '.join(unknown)}")
-        return DataBytes(_octets(options["limit"]) if "limit" in options else context.databytes)
+        return DataBytes(_octets(options["limit"]) if "limit" in options else context.databytes, context.owner)
 
 
 def _octets(text: str) -> Octets:

@@ -51,11 +51,15 @@ def _fetched():
         requirement = Path(folder) / "requirement.txt"
         requirement.write_text(_REQUIREMENT)
         for python in _pythons():
-            done = subprocess.run(
-                [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                 "--no-binary", "pyspf", "--require-hashes", "--dest", folder, "--requirement", str(requirement)],
-                capture_output=True, text=True, timeout=120, cwd=folder,
-            )  # fmt: skip
+            try:
+                done = subprocess.run(
+                    [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                     "--no-binary", "pyspf", "--require-hashes", "--dest", folder, "--requirement", str(requirement)],
+                    capture_output=True, text=True, timeout=120, cwd=folder,
+                )  # fmt: skip
+            except (OSError, subprocess.TimeoutExpired) as error:
+                said.append(f"{python}: {error}")
+                continue
             if done.returncode == 0:
                 return _member(next(Path(folder).glob("pyspf-*.tar.gz")))
             said.append(f"{python}: {done.stderr.strip()[-200:]}")

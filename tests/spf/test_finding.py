@@ -129,6 +129,14 @@ class FindingTests(SynchronousTestCase):
 
         self.assertEqual(len(self.resolver.asked), 1 + 10 * 11 + 11 + 1)
 
+    def test_names(self):
+        """Of an address's names the first ten are looked at, no others, whoever made the rest."""
+        names = [f"n{n}.x.example" for n in range(11)]
+        records = {"x.example": {"txt": "v=spf1 ptr -all"}, IP: {"ptr": names}}
+
+        self.assertEqual(self.found(records | {names[9]: {"a": IP}}).result.value, "pass")
+        self.assertEqual(self.found(records | {names[10]: {"a": IP}}).result.value, "fail")
+
     def test_late(self):
         """A domain that keeps us waiting is a temperror after 20 seconds, and nothing is asked any more."""
         waiting = self.checking({"x.example": {"txt": "v=spf1 a:silent.example -all"}})
@@ -222,6 +230,8 @@ class FindingTests(SynchronousTestCase):
 
         self.assertEqual(self.found(records, rules=b"include:l.example").result.value, "pass")
         self.assertEqual(self.found(records, rules=b"include:nowhere.example").result.value, "fail")
+        more = records | {"x.example": {"txt": "v=spf1 " + "a " * 9 + "-a -a -all", "a": "203.0.113.1"}}
+        self.assertEqual(self.found(more, rules=b"ip4:203.0.113.9").result.value, "permerror")
         self.assertEqual(self.found(records, rules=b"include:broken.example").result.value, "temperror")
 
     @given(

@@ -110,7 +110,7 @@ class Dialogue:
                 return self.later(self.end(reply), verdict.delay)
             self._held = opinion
         else:
-            verdict = opinion or _NOTHING
+            verdict = self._noted(opinion)
         self._fields = verdict.fields
         return self.later(self.at.banner, verdict.delay)
 
@@ -150,6 +150,13 @@ class Dialogue:
             case Malformed():
                 return self._malformed(event)
 
+    def _noted(self, opinion: Verdict | None) -> Verdict:
+        """What lets the client go on; if it has something to tell the operator, that is told."""
+        verdict = opinion or _NOTHING
+        if verdict.reason.startswith("Info::"):
+            self.at.log.noted(self.session, self._seen(), None, verdict.reason, verdict.info)
+        return verdict
+
     def _malformed(self, event: Malformed) -> Said:
         self.at.log.refused(self.session, self._seen(), None, event.reply, "Reject::SMTP::Syntax_Error")
         return self.end(event.reply) if event.close else self.refuse(event.reply)
@@ -183,7 +190,7 @@ class Dialogue:
                 return self.refused(opinion)
             self._helo_held = opinion
         else:
-            verdict = opinion or _NOTHING
+            verdict = self._noted(opinion)
         self._helo_fields = verdict.fields
         self.session = session
         self.opening = self.at.trace.opening(session)
@@ -230,7 +237,7 @@ class Dialogue:
                 return self.refused(opinion, letter)
             letter.held = _first(letter.held, opinion)
         else:
-            verdict = opinion or _NOTHING
+            verdict = self._noted(opinion)
         letter.judged(verdict)
         return self.later(say.SENDER_OK, verdict.delay)
 

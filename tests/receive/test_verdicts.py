@@ -274,6 +274,13 @@ class SeenTests(ListenerCase):
         self.assertEqual(self.log.passes, [(Address(b"b", b"ours.example"), "Accept::SPF::Recipients_Cdb", "")])
 
 
+    def test_told(self):
+        """What a check has to tell the operator without refusing stands in the log."""
+        self.client(("x", Says(Verdict(reason="Info::SNDR::Blocklisted", info="bl.example"), "connection")))
+
+        self.assertEqual(self.log.facts, [("noted", None, "Info::SNDR::Blocklisted", "bl.example")])
+
+
 class ClassicTests(ListenerCase):
     def test_codes_at_the_end(self):
         """With `codes = classic` a refusal's code stands where qmail put it, and the id where it put its own."""

@@ -42,8 +42,8 @@ class Check:
 
     def stuck(self, seconds: Seconds) -> None:
         """It held up everybody for so long; from now on each call is watched."""
-        now = monotonic()
-        self.credit.spend(now, seconds)
+        self._guard.caught()
+        self.credit.spend(monotonic(), seconds)
         if self.ask == self.method:
             self.ask = self._watched
 

@@ -48,7 +48,7 @@ BRISK: Seconds = 0.0001
 
 _SPARED = frozenset({"qmq.rules.watched", "importlib._bootstrap"})
 # Who asks, and below whom no frame is the checker's.
-_ASKING = frozenset({"qmq.receive.policy", "qmq.receive.check"})
+_ASKING = frozenset({"qmq.receive.policy", "qmq.receive.check", "qmq.receive.threads"})
 
 
 class Stuck(BaseException):
@@ -57,6 +57,15 @@ class Stuck(BaseException):
 
     No Exception, for ``except Exception`` in the checker must not keep it.
     """
+
+
+class Cornered(Stuck):
+    """Raised into a thread of a checker that has caught Stuck and gone on."""
+
+    def __init__(self, *of: object) -> None:
+        super().__init__(*of)
+        # Made where it is raised, in the checker's thread.
+        corner(list(_frames(sys._getframe(1))))  # noqa: SLF001 - the documented way to one's own frames
 
 
 class Watched(Protocol):
@@ -78,8 +87,8 @@ class Guard:
     """
 
     __slots__ = (
-        "_began", "_cpu", "_earlier", "_limit", "_raised", "_seen", "_strikes", "_suspect", "_switches", "_threads",
-        "_usual_interval", "armed", "patience", "running", "serial",
+        "_began", "_cornered", "_cpu", "_earlier", "_limit", "_raised", "_seen", "_strikes", "_suspect", "_switches",
+        "_threads", "_traced", "_usual_interval", "armed", "patience", "running", "serial",
     )  # fmt: skip
 
     def __init__(self, patience: Seconds = PATIENCE, *, on: bool = True) -> None:
@@ -96,6 +105,8 @@ class Guard:
         self._switches = 0
         self._strikes = 0
         self._raised = False
+        self._cornered = False
+        self._traced: Any = None  # by whom (a debugger) before that
         self._threads = 0
         self._usual_interval: Seconds = 0
 
@@ -119,6 +130,12 @@ class Guard:
         self._strikes = 0
         self.armed = True
         signal.setitimer(signal.ITIMER_REAL, limit)
+
+    def caught(self) -> None:
+        """Stuck has come out of the checker."""
+        if self._cornered:
+            sys.settrace(self._traced)
+            self._cornered = False
 
     def stop(self) -> None:
         """Give the signal back."""
@@ -188,7 +205,10 @@ class Guard:
             return
         signal.setitimer(signal.ITIMER_REAL, LEAST)  # in case that it catches what it is not meant to catch
         if self._raised:
-            _corner(frames)
+            if not self._cornered:
+                self._traced = sys.gettrace()
+                self._cornered = True
+            corner(frames)
         self._raised = True
         raise Stuck("it does not come back")
 
@@ -200,8 +220,8 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _corner(frames: list[FrameType]) -> None:
-    """It caught Stuck and went on: let its next line, which is the first of its ``except``, raise as well."""
+def corner(frames: list[FrameType]) -> None:
+    """A checker has caught Stuck and gone on: let its next line, the first of its ``except``, raise as well."""
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if event == "line" and frame in frames:

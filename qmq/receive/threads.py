@@ -26,7 +26,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from qmq.mail import Seconds
-from qmq.receive.guard import USUAL, Guard, Stuck
+from qmq.receive.guard import USUAL, Cornered, Guard, Stuck
 from qmq.receive.tally import Credit, Tally
 
 # Threads that sleep for ever are left to it, up to so many; then there are no more for this checker.
@@ -78,6 +78,7 @@ class Threads:
         self._busy: dict[_Thread, _Call] = {}  # the longest first
         self._lost: set[_Thread] = set()
         self._line: deque[_Call] = deque()
+        self._computing = False  # one that is lost
         self._looking: IDelayedCall | None = None
         self._computed: Seconds = 0  # by all good calls
         self._good = 0
@@ -142,20 +143,24 @@ class Threads:
     def _give_up(self, thread: _Thread, failure: Failure) -> None:
         call = self._busy.pop(thread)
         self._lost.add(thread)
+        self._computing = True  # for all we know
         thread.strike()
         self._next()
         call.give(failure)
 
     def _look_later(self) -> None:
         if self._looking is not None and self._looking.active():
-            return
-        if self._busy or self._line or self._lost:
+            if self._looking.getTime() - self._clock.seconds() <= LOOK:
+                return
+            self._looking.cancel()
+        if self._busy or self._line or self._computing:
             self._looking = self._clock.callLater(LOOK, self._look)
-        elif self._idle:
+        elif self._idle or self._lost:
             self._looking = self._clock.callLater(IDLE / 3, self._look)
 
     def _look(self) -> None:
         self._looking = None
+        self._computing = sum(thread.strike_again() for thread in self._lost) > 0  # all are to be struck
         now = self._clock.seconds()
         may = min(self._credit.most, max(LEAST_CPU, USUAL * self._usual(), self._credit.left(now)))
         for thread, call in list(self._busy.items()):
@@ -166,8 +171,6 @@ class Threads:
                 self._give_up(thread, Failure(Stuck("it has had its time")))
         if self._line:
             self._make_room(now)
-        for thread in self._lost:
-            thread.strike_again()
         while self._idle and now - self._idle[0].since >= IDLE:
             self._idle.pop(0).end()
         self._count()
@@ -253,19 +256,21 @@ class _Thread:
     def strike(self) -> None:
         """Raise Stuck in it, wherever it is: it takes no more calls."""
         self._calls.put(None)
-        self._raise()
+        self._raise(Stuck)
 
-    def strike_again(self) -> None:
-        """If it has caught Stuck, which is not meant for it, and computes on."""
-        if self._cpu_now() > self._struck:
-            self._raise()
+    def strike_again(self) -> bool:
+        """If it has caught Stuck, which is not meant for it, and computes on; whether it does."""
+        computing = self._cpu_now() > self._struck
+        if computing:
+            self._raise(Cornered)
+        return computing
 
-    def _raise(self) -> None:
+    def _raise(self, what: type[Stuck]) -> None:
         # Nothing can come between these two, for neither lets another thread run: one that has ended is not hit.
         if not self._ended:
             ident = self._thread.ident
             assert ident is not None
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Stuck))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(what))
         self._struck = self._cpu_now()
 
     def _cpu_now(self) -> Seconds:

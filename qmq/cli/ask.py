@@ -19,7 +19,7 @@ _PATIENCE = 30.0
 
 def control_sockets(conf: str) -> list[str]:
     """The control sockets of the gateway that runs this conf-qmq; a click error if none is there."""
-    spool = load(conf).general.spool
+    spool = load(conf, rules=False).general.spool
     found = sorted(glob.glob(os.path.join(glob.escape(spool), "run", "*.control")))
     if not found:
         raise click.ClickException(f"no gateway runs on {spool}; start it: twistd -n qmq --conf {conf}")

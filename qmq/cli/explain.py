@@ -27,7 +27,7 @@ def explain(recipient: str, conf: str, as_json: bool) -> None:
     to, within what limits, and when it is tried again. Nothing is asked of the
     network or of a running gateway.
     """
-    facts = list(facts_of(load(conf), _address(recipient)))
+    facts = list(facts_of(load(conf, rules=False), _address(recipient)))
     if as_json:
         for fact in facts:
             click.echo(json.dumps({"name": fact.name, "value": fact.value, "place": fact.place}))

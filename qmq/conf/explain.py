@@ -46,6 +46,7 @@ def explain(conf: Conf, recipient: Address) -> Iterator[Fact]:
     yield _setting(conf, instance, "handover", _handover(conf, instance))
     yield _hop(conf, instance, recipient)
     yield from _limits(conf, instance)
+    yield from _wishes(conf, instance)
     times = ", ".join(_rough(t) for t in islice(attempts(instance), 10))
     yield _setting(conf, instance, "retry", f"{instance.retry}: tried after {times}")
     yield _setting(
@@ -106,6 +107,22 @@ def _limits(conf: Conf, instance: Instance) -> Iterator[Fact]:
     yield _setting(conf, instance, "databytes", octets_text(min(instance.databytes, conf.primary.databytes)))
     full = f"{instance.limit_messages} messages or {octets_text(instance.limit_bytes)}, then 452"
     yield _setting(conf, instance, "limit-messages", full)
+
+
+def _wishes(conf: Conf, instance: Instance) -> Iterator[Fact]:
+    """What the checks do otherwise for this instance's recipients; nothing, if it has not asked for anything."""
+    if instance.recipients:
+        yield _setting(conf, instance, "recipients", f"those of {instance.recipients}")
+    if instance.callout != "no":
+        without = "taken" if instance.callout == "open" else "deferred (450)"
+        yield _setting(conf, instance, "callout", f"its next hop is asked; without its answer they are {without}")
+    if instance.badmailfrom:
+        yield _setting(conf, instance, "badmailfrom", f"senders in {instance.badmailfrom} are refused")
+    if instance.spf is not None:
+        yield _setting(conf, instance, "spf", f"level {instance.spf}")
+    if (threshold := instance.spam_threshold) is not None:
+        what = "mail is not scanned" if threshold == -1 else f"mail is refused from {threshold:g} on"
+        yield _setting(conf, instance, "spam-threshold", what)
 
 
 def _handover(conf: Conf, instance: Instance) -> str:

@@ -39,8 +39,12 @@ relay = 127.0.0.1 ::1
 [primary]
 # For the Internet: listen = tcp:25
 listen = 127.0.0.1:2525
-# In this order; each may refuse. Options of one go into [check NAME].
-checks = rcpthosts databytes
+# Of all checks only rcpthosts does something until it is told to, by words such
+# as these: here for all clients, in [client 192.0.2.0/24] for some.
+# helocheck = .
+# mfdnscheck = yes
+# spf = 3
+# maxrecipients = 100
 databytes = 50M
 # Your own machines and tests may come with more than 50 sessions at once.
 limit-exempt = 127.0.0.0/8

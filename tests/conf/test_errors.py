@@ -237,6 +237,6 @@ class WarningTests(ConfTestCase):
 
     def test_unused_check(self):
         """Options of a check that is not asked are told."""
-        found = self.warnings(HEAD + "[check spf]\nlimit = 1\n")
+        found = self.warnings(HEAD + "[check mine]\nlimit = 1\n")
 
-        self.assertEqual(found, [("conf-qmq", 10, "[check spf] is not used")])
+        self.assertEqual(found, [("conf-qmq", 10, "[check mine] is not used")])

@@ -1,6 +1,7 @@
 from qmq.conf.explain import attempts, describe, explain
+from qmq.conf.load import load
 from qmq.mail import address
-from tests.conf.folders import HEAD, ConfTestCase
+from tests.conf.folders import HEAD, USER, ConfTestCase
 from tests.conf.test_model import SITE
 
 
@@ -18,6 +19,21 @@ class ExplainTests(ConfTestCase):
         self.assertEqual(facts["deliver"], ("smtp:192.0.2.1 mx:www.alpha.example", "conf-qmq:16"))
         self.assertIn("0s, 6m40s, 26m40s, 1h, 1h46m", facts["retry"][0])
         self.assertEqual(facts["lifetime"], ("7d, then a bounce by bounces", ""))
+
+    def test_wishes(self):
+        """What the checks do otherwise for an instance is shown if it is said, with its line."""
+        said = "recipients = r\nbadmailfrom = b\nspf = 4\nspam-threshold = 7.5\ncallout = closed\n"
+        path = self.write(HEAD + said, {"r": "", "b": ""})
+        facts = {
+            f.name: (f.value, f.place.rpartition(":")[2])
+            for f in explain(load(path, USER), address(b"u@alpha.example"))
+        }
+
+        self.assertEqual(facts["spf"], ("level 4", "12"))
+        self.assertEqual(facts["spam-threshold"], ("mail is refused from 7.5 on", "13"))
+        self.assertIn("deferred (450)", facts["callout"][0])
+        self.assertEqual([facts[k][1] for k in ("recipients", "badmailfrom")], ["10", "11"])
+        self.assertNotIn("spf", self.facts(b"u@alpha.example", HEAD))
 
     def test_route(self):
         """A route is named with its own line."""

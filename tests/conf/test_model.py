@@ -17,9 +17,9 @@ me = mx.alpha.example
 relay = 10.0.0.0/8
 [primary]
 listen = tcp:2525
-checks = rcpthosts databytes spf
-[check spf]
-level = 3
+checks = rcpthosts databytes badhelo
+[check databytes]
+limit = 20M
 [alpha]
 domains = alpha.example .alpha.example
 deliver = smtp:192.0.2.1 mx
@@ -102,7 +102,7 @@ class LookupTests(ConfTestCase):
 
     def test_checks(self):
         """Checks come in their order, with their options."""
-        self.assertEqual(self.conf.primary.checks, (("rcpthosts", {}), ("databytes", {}), ("spf", {"level": "3"})))
+        self.assertEqual(self.conf.primary.checks, (("rcpthosts", {}), ("databytes", {"limit": "20M"}), ("badhelo", {})))
 
     def test_sites(self):
         """A route wins over deliver; mx is the recipient's own domain."""

@@ -3,6 +3,7 @@ from dataclasses import fields
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from qmq.conf import words
 from qmq.conf.model import General, Instance, Primary
 from qmq.conf.settings import GENERAL, INSTANCE, PRIMARY, TABLES, nearest, reference
 from tests.conf.folders import HEAD, ConfTestCase
@@ -16,7 +17,8 @@ class TableTests(SynchronousTestCase):
         of_table = [{s.field for s in table} for table in (GENERAL, PRIMARY, INSTANCE)]
 
         self.assertEqual(of_table[0], {f.name for f in fields(General)})
-        self.assertEqual(of_table[1], {f.name for f in fields(Primary)})
+        of_words = {"environment", "listeners", "clients", "process"}
+        self.assertEqual(of_table[1] | of_words, {f.name for f in fields(Primary)})
         self.assertEqual(
             of_table[2] - {"route"} | {"id", "number", "name", "routes", "_routes"}, {f.name for f in fields(Instance)}
         )
@@ -37,11 +39,18 @@ class TableTests(SynchronousTestCase):
             text = file.read()
 
         self.assertIn("\n".join(reference()).strip(), text)
+        self.assertIn("\n".join(words.reference()), text)
+
+    def test_words(self):
+        """No word for clients is another setting's of [primary], but databytes, which is both."""
+        self.assertEqual({s.key for s in PRIMARY} & set(words.WORDS), {"databytes"})
 
     def test_nearest(self):
         """A mistyped key is answered with the nearest; a key of elsewhere with its section."""
         self.assertEqual(nearest("instance", "concurency"), "do you mean concurrency?")
         self.assertEqual(nearest("instance", "listen"), "listen belongs into [primary]")
+        self.assertEqual(nearest("primary", "helochek"), "do you mean helocheck?")
+        self.assertIn("[client NET]", nearest("instance", "helocheck"))
         self.assertEqual(nearest("primary", "deliver"), "deliver belongs into [NAME]")
         self.assertIn("known are me, user", nearest("qmq", "xyzzy"))
 
@@ -52,7 +61,8 @@ class EverySettingTests(ConfTestCase):
         plain = self.load(HEAD)
         said = {"qmq": "", "primary": "", "instance": ""}
         for kind, table in TABLES.items():
-            given = {"me", "listen", "domains", "deliver", "spool"}
+            # databytes said is stronger than the process's variable, databytes by default weaker.
+            given = {"me", "listen", "domains", "deliver", "spool"} | ({"databytes"} if kind == "primary" else set())
             said[kind] = "".join(f"{s.key} = {s.default}\n" for s in table if s.default and s.key not in given)
         text = HEAD.replace("[primary]\n", said["qmq"] + "[primary]\n" + said["primary"]) + said["instance"]
         text = text.replace("control = control\n", "")

@@ -60,6 +60,12 @@ def script(path, text):
     return path
 
 
+_CLASSIC = re.compile(
+    r"qmail-smtpd: pid (?P<pid>\d+) (?P<word>\S+) P:(?P<proto>\S*) S:(?P<ip>[0-9a-f.:]*):(?P<host>[^ :]*) "
+    r"H:(?P<helo>\S*) F:(?P<sender>\S*) T:(?P<rcpt>\S*)(?: '(?P<info>[^']*)')?$"
+)
+
+
 class House:
     """The gateway that all share; made when it is first asked for."""
 
@@ -130,26 +136,27 @@ class SpamcontrolTests(SynchronousTestCase):
         self.assertEqual(client.say("RSET")[:3], b"250")
         return answer.decode().rstrip()
 
-    def logged(self, word, seconds=3):
-        """The classic line with that word."""
+    def logged(self, word, part="", seconds=5):
+        """A classic line with that word, and that part."""
 
         def look():
             with open(self.house.gateway.log, errors="replace") as log:
                 log.seek(self.before)
-                return next((line for line in log if f" {word} " in line), None)
+                return next((line for line in log if f" {word} " in line and part in line), None)
 
         return until(look, seconds)
 
     def classic(self, word, **fields):
-        """The line with that word has these fields, and the form of the original."""
-        line = self.logged(word)
-        match = re.search(
-            r"qmail-smtpd: pid (?P<pid>\d+) (?P<word>\S+) P:(?P<proto>\S*) S:(?P<ip>[0-9a-f.:]*):(?P<host>[^ :]*) "
-            r"H:(?P<helo>\S*) F:(?P<sender>\S*) T:(?P<rcpt>\S*)(?: '(?P<info>[^']*)')?$",
-            line.rstrip("\n"),
-        )
-        self.assertIsNotNone(match, line)
-        self.assertEqual({key: match[key] for key in fields}, fields)
+        """A line with that word has these fields, and the form of the original."""
+
+        def look():
+            with open(self.house.gateway.log, errors="replace") as log:
+                log.seek(self.before)
+                lines = [line.rstrip("\n") for line in log if f" {word} " in line]
+            matches = [_CLASSIC.search(line) for line in lines]
+            return any(match and all(match[key] == fields[key] for key in fields) for match in matches)
+
+        until(look, 5)
 
     def test_rcpthosts(self):
         """Without a rule a stranger reaches our domains only; an unlisted one is no open relay (2.20 #14)."""
@@ -208,7 +215,7 @@ class SpamcontrolTests(SynchronousTestCase):
         for helo, info in (("evil.test", "."), ("a.dyn.test", "*")):
             self.assertEqual(client.say(f"EHLO {helo}")[:3], b"250")
             self.assertEqual(self.ask(client)[:9], "550 5.7.1")
-            self.classic("Reject::SNDR::Bad_Helo", helo="evil.test", info=".")
+            self.classic("Reject::SNDR::Bad_Helo", helo=helo, info=info)
         for helo in ("good.dyn.test", "other.test"):
             client.say(f"EHLO {helo}")
             self.assertEqual(self.ask(client)[:3], "250", helo)
@@ -268,18 +275,10 @@ class SpamcontrolTests(SynchronousTestCase):
             client = self.client(source, variables if "absent" in sender else 'X="y"')
             self.assertEqual(self.ask(client, sender)[:3], code, (source, sender))
             if info:
-                self.assertIn(f"F:{sender} T:bob@one.test '{info}'", self.last("Reject::ORIG::Bad_Mailfrom"))
+                self.logged("Reject::ORIG::Bad_Mailfrom", f"F:{sender.replace('YAHOO', 'yahoo')} T:bob@one.test '{info}'")
         client = self.client("127.0.1.9", 'RELAYCLIENT=""')
         self.assertEqual(self.ask(client, "spam@x.test")[:3], "553")
         self.assertEqual(self.ask(client, "me@ours.test")[:3], "250")
-
-    def last(self, word):
-        """The last line with that word."""
-        self.logged(word)
-        time.sleep(0.25)  # the log is written in batches
-        with open(self.house.gateway.log, errors="replace") as log:
-            log.seek(self.before)
-            return [line for line in log if f" {word} " in line][-1]
 
     def test_badmailfrom_of_an_instance(self):
         """An instance's own list is asked for its recipients only."""
@@ -322,11 +321,10 @@ class SpamcontrolTests(SynchronousTestCase):
             self.assertTrue(client.say(f"RCPT TO:<{recipient}>").decode().startswith(code), recipient)
             if word:
                 self.classic(word, rcpt=recipient)
-                self.before = os.path.getsize(self.house.gateway.log)
         client = self.client("127.0.1.11", 'RECIPIENTS450="",REPLY_MAILBOX="ask bob"')
         self.assertRegex(self.ask(client, recipient="nobody@one.test"), "^450 4.2.1 .*ask bob$")
         self.assertEqual(self.ask(self.client("127.0.1.12", 'RELAYCLIENT=""'), recipient="nobody@one.test")[:3], "250")
-        self.assertEqual(self.ask(self.client(), recipient="whoever@two.test")[:3], "250")
+        self.assertEqual(self.ask(self.client(), "a@none.test", "whoever@two.test")[:3], "250")
         self.classic("Accept::RCPT::Recipients_Wild", rcpt="whoever@two.test")
 
     def test_tarpit(self):
@@ -463,7 +461,7 @@ class SpamcontrolTests(SynchronousTestCase):
                 self.assertEqual(client.mail("bob@one.test", text=text)[:9], b"554 5.3.2", variables)
             self.assertEqual(client.mail("bob@one.test")[:3], b"250")
             word = "Bad_MIME" if "MIME" in variables else "Bad_Loader"
-            self.assertIn(f"'{info}'", self.last(f"Reject::DATA::{word}"))
+            self.logged(f"Reject::DATA::{word}", f"'{info}'")
         self.assertEqual(
             self.client("127.0.1.22", 'BADMIMETYPE="+",RELAYCLIENT=""').mail("bob@one.test", text=bad)[:3], b"250"
         )
@@ -482,7 +480,7 @@ class SpamcontrolTests(SynchronousTestCase):
         ):  # fmt: skip
             client = self.client("127.0.1.24", f'QHPSI="{scanner}"{variables}')
             self.assertEqual(client.mail("bob@one.test", text="Subject: x\r\n\r\n" + text)[:3], code, (variables, text))
-        self.assertIn(f"'{scanner}'", self.last("Reject::DATA::Virus_Infected"))
+        self.logged("Reject::DATA::Virus_Infected", f"'{scanner}'")
 
     def test_qmailqueue(self):
         """A program in QMAILQUEUE's place judges by its exit code; it sees message, envelope and variables."""

@@ -1,9 +1,9 @@
 """
 Which recipients we take mail for at all.
 
-The gate against open relaying: SPAMCONTROL's rcpthosts, except that nothing
-listed means nothing taken. Without this checker (or another that vouches)
-every recipient is refused.
+The gate against open relaying: SPAMCONTROL's rcpthosts and morercpthosts,
+except that nothing listed means nothing taken. Without this checker (or another
+that vouches) every recipient is refused.
 """
 
 from __future__ import annotations
@@ -15,27 +15,42 @@ from zope.interface import implementer
 
 from qmq.interfaces import ICheckerFactory, IRecipientChecker
 from qmq.mail import Address, Reply
-from qmq.session import VOUCH, Session, Transaction, Verdict
+from qmq.receive.context import Context
+from qmq.rules.cdb import CDB, open_cdb
+from qmq.rules.morercpthosts import listed
+from qmq.rules.watched import Watched
+from qmq.session import Session, Transaction, Verdict
 
-_DENIED = Verdict(reply=Reply(553, "5.7.1", "relaying denied"), reason="Reject::SNDR::Invalid_Relay")
+_DENIED = Reply(553, "5.7.1", "relaying denied")
+_OURS = Verdict(vouch=True, reason="Accept::RCPT::Rcpthosts_Rcptto")
+_RELAYED = Verdict(vouch=True, reason="Accept::SNDR::Relay_Client")
 
 
 @implementer(IRecipientChecker)
 class RcptHosts:
-    """Vouches for domains that *knows* knows, for bare <postmaster>, and for whatever a relay client names."""
+    """
+    Vouches for domains that *knows* knows, for bare <postmaster>, and for whatever a relay client names.
 
-    def __init__(self, knows: Callable[[bytes], bool]) -> None:
+    For domains in *more* too; that one of them has no site to go to is for a later stage to say.
+    """
+
+    def __init__(self, knows: Callable[[bytes], bool], more: Watched[CDB | None]) -> None:
         self._knows = knows
+        self._more = more
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict:
-        """VOUCH, or a refusal."""
+        """A vouching, or a refusal; raises OSError if morercpthosts.cdb is damaged: nothing is taken."""
         domain = recipient.domain
         if session.relay:
-            return VOUCH
-        if not domain:
-            # RFC 5321 4.5.1: <postmaster> without a domain must be taken.
-            return VOUCH if recipient.local.lower() == b"postmaster" else _DENIED
-        return VOUCH if self._knows(domain) else _DENIED
+            return _RELAYED
+        if domain:
+            if self._knows(domain) or ((more := self._more.now()) is not None and listed(more, domain)):
+                return _OURS
+        # RFC 5321 4.5.1: <postmaster> without a domain must be taken.
+        elif recipient.local.lower() == b"postmaster":
+            return _OURS
+        reply = session.environment.worded(_DENIED, "REPLY_NOGATEWAY")
+        return Verdict(reply=reply, reason="Reject::SNDR::Invalid_Relay")
 
 
 @implementer(ICheckerFactory)
@@ -44,9 +59,8 @@ class Factory:
 
     name = "rcpthosts"
     help = "takes only recipients in domains of ours; any for relay clients"
+    options: Mapping[str, str] = {}
 
-    def make(self, context: Any, options: Mapping[str, str]) -> RcptHosts:
+    def make(self, context: Context, options: Mapping[str, str]) -> Any:
         """No options."""
-        if options:
-            raise ValueError(f"rcpthosts takes no options, but has: {', '.join(sorted(options))}")
-        return RcptHosts(context.knows)
+        return RcptHosts(context.knows, context.watch(context.path("morercpthosts.cdb", options), open_cdb, None))

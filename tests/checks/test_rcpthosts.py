@@ -1,3 +1,6 @@
+import os
+
+import cdbx
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -6,21 +9,22 @@ from qmq.checks.rcpthosts import Factory
 from qmq.interfaces import ICheckerFactory, IRecipientChecker
 from qmq.mail import Address
 from qmq.receive.context import Context
-from qmq.session import VOUCH, Session, Transaction
+from qmq.rules.watched import BadLine
+from tests.checks.lists import Control, client, mail
 
-STRANGER = Session("192.0.2.1", 40000, "192.0.2.25", 25)
-RELAY = Session("192.0.2.2", 40000, "192.0.2.25", 25, relay=True)
-TRANSACTION = Transaction(b"spool-1", Address(b"a", b"x.example"))
+OURS = "Accept::RCPT::Rcpthosts_Rcptto"
 
 
 class RcptHostsTests(SynchronousTestCase):
     def setUp(self):
-        context = Context(lambda domain: domain == b"ours.example", 0, Clock())
-        self.checker = Factory().make(context, {})
+        self.control = Control(self.mktemp())
+        self.checker = Factory().make(self.control.context, {})
 
-    def said(self, local, domain, session=STRANGER):
-        verdict = self.checker.recipient(session, TRANSACTION, Address(local, domain))
-        return verdict.reply.code if verdict.reply else verdict is VOUCH
+    def said(self, local, domain, **of):
+        verdict = self.checker.recipient(client(**of), mail(), Address(local, domain))
+        self.assertEqual(verdict.vouch, verdict.reply is None)
+        self.assertEqual(verdict.reply is not None, verdict.reason == "Reject::SNDR::Invalid_Relay")
+        return verdict.reason if verdict.vouch else verdict.reply.code
 
     def test_interfaces(self):
         """The checker and its factory keep their word."""
@@ -29,7 +33,7 @@ class RcptHostsTests(SynchronousTestCase):
 
     def test_ours(self):
         """Recipients in a domain of ours are vouched for."""
-        self.assertIs(self.said(b"b", b"ours.example"), True)
+        self.assertEqual(self.said(b"b", b"ours.example"), OURS)
 
     def test_foreign(self):
         """A stranger's recipients elsewhere are refused; those that only look like ours too."""
@@ -42,14 +46,55 @@ class RcptHostsTests(SynchronousTestCase):
 
     def test_postmaster(self):
         """Bare <postmaster> is ours, in any case."""
-        self.assertIs(self.said(b"PostMaster", b""), True)
+        self.assertEqual(self.said(b"PostMaster", b""), OURS)
 
     def test_relay(self):
-        """A relay client may send anywhere."""
-        self.assertIs(self.said(b"b", b"foreign.example", RELAY), True)
+        """A relay client may send anywhere, and the log says why."""
+        self.assertEqual(self.said(b"b", b"foreign.example", relay=True), "Accept::SNDR::Relay_Client")
+
+    def test_defect_14_no_files(self):
+        """With nothing listed nothing is taken (2.20, 14)."""
+        self.checker = Factory().make(Context(lambda _: False, 0, Clock(), control=self.control.folder), {})
+        self.assertEqual(self.said(b"b", b"ours.example"), 553)
+
+    def more(self, *keys):
+        path = os.path.join(self.control.folder, "morercpthosts.cdb")
+        made = cdbx.CDB.make(path + ".new")
+        for key in keys:
+            made.add(key, b"")
+        made.commit().close()
+        os.rename(path + ".new", path)
+        self.control.files.look()
+        return path
+
+    def test_more(self):
+        """Domains in morercpthosts.cdb are ours too: exactly, or under a key that begins with a dot."""
+        self.assertEqual(self.said(b"b", b"more.example"), 553)
+        self.more(b"more.example", b".sub.example")
+        for domain, answer in [
+            (b"more.example", OURS), (b"ours.example", OURS), (b"a.more.example", 553), (b"a.sub.example", OURS),
+            (b"b.a.sub.example", OURS), (b"sub.example", 553), (b"asub.example", 553),
+        ]:  # fmt: skip
+            self.assertEqual(self.said(b"b", domain), answer, domain)
+
+    def test_more_damaged(self):
+        """What is no cdb keeps us from starting; later it leaves the domains as they were."""
+        path = self.more(b"more.example")
+        with open(path, "r+b") as file:
+            file.truncate(2050)
+        with self.assertRaises(BadLine) as caught:
+            Factory().make(Context(lambda _: False, 0, Clock(), control=self.control.folder), {})
+        self.assertIn(path, str(caught.exception))
+        self.control.files.look()
+        self.assertEqual(self.said(b"b", b"more.example"), 553)
+        self.assertIn(path, self.control.warnings[0])
+
+    def test_own_words(self):
+        """The site's own words are put behind ours."""
+        session = client(replies={"REPLY_NOGATEWAY": "go away"})
+        verdict = self.checker.recipient(session, mail(), Address(b"b", b"foreign.example"))
+        self.assertEqual(verdict.reply.text, "relaying denied go away")
 
     def test_options(self):
-        """An option is refused by name."""
-        with self.assertRaises(ValueError) as caught:
-            Factory().make(None, {"morercpthosts": "x"})
-        self.assertIn("morercpthosts", str(caught.exception))
+        """It takes no options."""
+        self.assertEqual(Factory().options, {})

@@ -35,8 +35,10 @@ def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
         instance = conf.instance_for(recipient.domain)
         return b"" if instance is None else site_for(instance, recipient)
 
+    # What a client may send at most; its own limit, databytes of [primary] by default, is in its environment.
+    most = max(conf.primary.databytes, conf.primary.databytes_most)
     return Context(
-        conf.accepts, conf.primary.databytes, clock, me=conf.general.me, folder=folder,
+        conf.accepts, most, clock, me=conf.general.me, folder=folder,
         control=conf.general.control or os.path.join(folder, "control"),
         spool=os.path.join(conf.general.spool, "primary", "checks"), files=files, owner=owner, site=site, **live,
     )  # fmt: skip
@@ -60,10 +62,10 @@ def verify(conf: Conf, document: Document, findings: Findings, factories: Mappin
         elif name in OWN_CHECKS:
             findings.warning(at, f"the check {name} is not installed: it is left out", f"put qmq/checks/{name}.py back")
         else:
-            close = get_close_matches(name, known, 1, 0.5)
+            close = get_close_matches(name, known, 1, 0.6)
             remedy = f"do you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
             findings.error(at, f"there is no check {name}", remedy)
-    _files(conf, findings)
+    _instances(conf, dry, known, findings)
 
 
 def _make(factory: Any, options: Mapping[str, str], dry: Context, section: Section, findings: Findings) -> None:
@@ -91,10 +93,17 @@ def _make(factory: Any, options: Mapping[str, str], dry: Context, section: Secti
         findings.error(section.at, f"check {factory.name} cannot be made: {surprise!r}", "ask whoever wrote it")
 
 
-def _files(conf: Conf, findings: Findings) -> None:
-    """The instances' own files must be there: an absent list would be an empty one."""
+def _instances(conf: Conf, dry: Context, known: Mapping[str, Any], findings: Findings) -> None:
+    """The instances' own files must be there, and right: each check reads theirs as it reads its own."""
+    asked = dict(conf.primary.checks)
     for instance in conf.instances:
         for key, path in (("recipients", instance.recipients), ("badmailfrom", instance.badmailfrom)):
-            if path and not os.path.exists(path):
-                at = conf.places[f"{instance.name}.{key}"]
+            if not path:
+                continue
+            at = conf.places[f"{instance.name}.{key}"]
+            if not os.path.exists(path):  # an absent list would be an empty one
                 findings.error(at, f"{key}: there is no file {path}", "create it, or cut this line")
+            elif key not in asked:
+                findings.warning(at, f"{key} is not used", f"name the check {key} in checks = of [primary]")
+            elif key in known and "file" in getattr(known[key], "options", ()):
+                _make(known[key], {**asked[key], "file": path}, dry, Section(at), findings)

@@ -63,6 +63,7 @@ class ChecksTests(ConfTestCase):
         )
         self.assertTrue(context.control.endswith("/control"))
         self.assertIsNone(context.reactor)
+        self.assertEqual(context.databytes, 1 << 30)
 
     def test_unknown(self):
         """An unknown name is an error at its line, answered with the nearest."""
@@ -104,6 +105,19 @@ class ChecksTests(ConfTestCase):
         self.error(
             3, "is no pattern", "@example.org", "checks = mine", FakeFactory("mine", make), path="control/badmailfrom"
         )
+
+    def test_instance(self):
+        """An instance's own file is read as the check reads its own; one that no check reads is told."""
+
+        def make(context, options):
+            if "file" in options:
+                raise BadLine(options["file"], 2, "is no pattern", "write @example.org")
+
+        more = {"sections": "badmailfrom = alpha.bmf\n", "files": {"alpha.bmf": ""}}
+        factory = FakeFactory("badmailfrom", make, options={"file": ""})
+        self.error(2, "is no pattern", "@example.org", "checks = badmailfrom", factory, path="alpha.bmf", **more)
+        errors, warnings = self.findings("checks = mine", FakeFactory("mine"), **more)
+        self.assertEqual((errors, [w[:3] for w in warnings]), ([], [("conf-qmq", 11, "badmailfrom is not used")]))
 
     def test_surprise(self):
         """A stranger's check that raises anything is told, and no traceback."""

@@ -102,7 +102,9 @@ class LookupTests(ConfTestCase):
 
     def test_checks(self):
         """Checks come in their order, with their options."""
-        self.assertEqual(self.conf.primary.checks, (("rcpthosts", {}), ("databytes", {"limit": "20M"}), ("badhelo", {})))
+        self.assertEqual(
+            self.conf.primary.checks, (("rcpthosts", {}), ("databytes", {"limit": "20M"}), ("badhelo", {}))
+        )
 
     def test_sites(self):
         """A route wins over deliver; mx is the recipient's own domain."""

@@ -21,7 +21,7 @@ from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker
 from qmq.mail import Message, Octets
 from qmq.receive.context import Context
 from qmq.rules.filters import refused
-from qmq.rules.mime import DEPTH, PARTS, Walk
+from qmq.rules.mime import DEPTH, PARTS, Walk, steps
 from qmq.rules.options import choice, count, known
 from qmq.rules.signatures import LOADERS, TYPES, Hunt, Loaders, Signatures, read_loaders, read_types
 from qmq.rules.watched import Watched
@@ -30,7 +30,6 @@ from qmq.slices import sliced
 
 T = TypeVar("T")
 
-_STEP: Octets = 8192
 # So short a text is searched for the word base64 first: most messages do not have it, and need no walk then.
 _SHORT: Octets = 65_536
 _BEYOND = {"depth": "nested too deeply", "parts": "too many parts"}
@@ -98,17 +97,7 @@ class Warlord:
         self, session: Session, transaction: Transaction, message: Message, hunt: Hunt
     ) -> Generator[None, None, Verdict | None]:
         walk = Walk(hunt, self._depth, self._parts)
-        for chunk in message.body.chunks():
-            for at in range(0, len(chunk), _STEP):
-                walk.feed(chunk[at : at + _STEP])
-                if hunt.hit is not None or walk.over:
-                    break
-                yield
-            else:
-                continue
-            break
-        else:
-            walk.end()
+        yield from steps(walk, message.body, lambda: hunt.hit is not None)
         if hunt.hit is not None:
             kind, found = hunt.hit
             return refused(session, f"Bad_{kind}", found.decode("ascii"))

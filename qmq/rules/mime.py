@@ -14,9 +14,10 @@ budgets of depth and parts.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Generator
 from typing import Protocol
 
-from qmq.mail import Octets
+from qmq.mail import Body, Octets
 from qmq.rules.mime_fields import BOUNDARY, FIELD, boundaries, is_base64, kind
 
 # Multiparts within each other: people's mail rarely has more than 5. Each level makes boundaries dearer to find.
@@ -25,6 +26,8 @@ DEPTH = 30
 PARTS = 10_000
 # What is kept of a header that has not ended, to look at its fields together; they are looked at piecemeal then.
 _HEADER: Octets = 16_384
+# What is fed at once; the most hostile 8 KiB that are known take 3 ms, honest ones 0.03.
+_STEP: Octets = 8192
 # Fields of one part's header that are of interest; two would do.
 _FIELDS = 8
 # A boundary's line: the boundary, `--`, blanks. Longer lines are no honest one's.
@@ -249,3 +252,14 @@ class Walk:
         closing = line.removeprefix(self._meant(line)).startswith(b"--")
         self._in_header = not closing and self._one_more()
         return line_ends
+
+
+def steps(walk: Walk, body: Body, enough: Callable[[], bool]) -> Generator[None, None, None]:
+    """Walk through a body until it is over or *enough*; yields after each step, so that others can be served."""
+    for chunk in body.chunks():
+        for at in range(0, len(chunk), _STEP):
+            walk.feed(chunk[at : at + _STEP])
+            if walk.over or enough():
+                return
+            yield
+    walk.end()

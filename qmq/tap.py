@@ -38,7 +38,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Read the configuration now: a mistake in it should not need a running reactor to be seen."""
         try:
-            self.conf = load(self["conf"])
+            self.conf = load(self["conf"], rules=CHILD not in os.environ)
         except ConfErrors as errors:
             sys.stderr.write(f"{errors}\n")
             sys.exit(1)

@@ -19,7 +19,7 @@ from qmq.conf.read import Document, Section
 from qmq.conf.settings import OWN_CHECKS
 from qmq.conf.written import Findings, Written
 from qmq.mail import Address
-from qmq.receive.catalogue import installed
+from qmq.receive.catalogue import installed, look_in
 from qmq.receive.context import Context
 from qmq.rules.watched import BadLine, Files
 
@@ -46,6 +46,7 @@ def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
 
 def verify(conf: Conf, document: Document, findings: Findings, factories: Mapping[str, Any] | None = None) -> None:
     """Make each; *factories* are by default all that are installed."""
+    look_in(os.path.dirname(conf.path))
     known = installed() if factories is None else factories
     dry = context(conf, Clock(), Files())
     said = conf.places.get("primary.checks", document.whole)

@@ -194,9 +194,7 @@ class Dialogue:
         self._helo_fields = verdict.fields
         self.session = session
         self.opening = self.at.trace.opening(session)
-        if not session.esmtp:
-            return self.later(self.at.helo, verdict.delay)
-        return self.later(self.at.ehlo_in_tls if session.tls else self.at.ehlo, verdict.delay)
+        return self.later(self.at.ehlo(session) if session.esmtp else self.at.helo, verdict.delay)
 
     def _start_tls(self) -> Reply:
         if self.session.tls:

@@ -12,9 +12,12 @@ from qmq.mail import Address, Clock, Octets, Reply, Seconds, Token, value
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.trace import Trace
-from qmq.session import Session, Transaction
+from qmq.session import Environment, Session, Transaction
 from qmq.wire.smtp_server import COMMAND_OCTETS
 from qmq.wire.text import LINE_OCTETS
+
+# As many sizes as there may be rules for are few; a bound all the same.
+_EHLOS = 1000
 
 
 class EventLog(Protocol):
@@ -123,11 +126,25 @@ class Reception:
         name = me.decode("ascii")
         self._localiphost = (localiphost or name).lower().encode()
         enhanced = "" if classic else "ENHANCEDSTATUSCODES\n"
-        offers = f"{name}\nPIPELINING\nSIZE {limits.databytes}\n8BITMIME\nSMTPUTF8\n{enhanced}CHUNKING\nBINARYMIME"
+        self._offers = f"{name}\nPIPELINING\nSIZE %d\n8BITMIME\nSMTPUTF8\n{enhanced}CHUNKING\nBINARYMIME\n"
+        self._ehlos: dict[tuple[Octets, bool], Reply] = {}  # by size, and whether STARTTLS is offered
         self.banner = Reply(220, "", f"{greeting or name} ESMTP")
         self.helo = Reply(250, "", name)
-        self.ehlo = Reply(250, "", f"{offers}\nSTARTTLS\nHELP" if starttls else f"{offers}\nHELP")
-        self.ehlo_in_tls = Reply(250, "", f"{offers}\nHELP")
+
+    def databytes(self, environment: Environment) -> Octets:
+        """The longest message that such a client may send; 0: any."""
+        hard, own = self.limits.databytes, environment.databytes or 0
+        return min(hard, own) if hard and own else hard or own
+
+    def ehlo(self, session: Session) -> Reply:
+        """What we offer this client (RFC 5321 4.1.1.1, RFC 1870)."""
+        offered = self.databytes(session.environment), self.starttls and not session.tls
+        if (reply := self._ehlos.get(offered)) is None:
+            size, starttls = offered
+            reply = Reply(250, "", self._offers % size + ("STARTTLS\nHELP" if starttls else "HELP"))
+            if len(self._ehlos) < _EHLOS:
+                self._ehlos[offered] = reply
+        return reply
 
     def at_home(self, recipient: Address, server: str) -> Address:
         """The recipient, with our name for the literal of the address that the client came to (localiphost)."""

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from qmq.conversation import Spoken
 from qmq.mail import Message, Octets, Replies, Reply
 from qmq.receive import replies as say
+from qmq.receive.draft import Draft
 from qmq.receive.letter import Fault, Letter
 from qmq.receive.policy import Opinion, Refusal
 from qmq.wire.smtp_events import BodyPart, Chunk
@@ -67,7 +68,7 @@ class Taking:
         if isinstance(opinion, Refusal):
             self._dialogue.forget()
             return self._dialogue.refused(opinion, letter)
-        letter.begin(self._at.drafts.begin(self._limits.databytes), None)
+        letter.begin(self._draft(), None)
         self._letter = letter
         return say.GO_AHEAD
 
@@ -82,9 +83,12 @@ class Taking:
         else:
             if letter.draft is None:
                 lines = None if letter.mail.body_type == b"BINARYMIME" else LineCheck(self._limits.line)
-                letter.begin(self._at.drafts.begin(self._limits.databytes), lines)
+                letter.begin(self._draft(), lines)
                 letter.asked = False
             self._letter = letter
+
+    def _draft(self) -> Draft:
+        return self._at.drafts.begin(self._at.databytes(self._dialogue.session.environment))
 
     def _without_recipients(self, letter: Letter) -> Reply:
         if not letter.refused:
@@ -129,10 +133,12 @@ class Taking:
 
     def _turned_down(self, letter: Letter, fault: Fault) -> Reply:
         """The letter's text is not to our liking."""
-        dialogue = self._dialogue
-        self._at.log.refused(dialogue.session, letter.seen(), letter.only, fault.reply, fault.reason, fault.info)
+        dialogue, reply = self._dialogue, fault.reply
+        if reply is say.TOO_BIG:
+            reply = dialogue.session.environment.worded(reply, "REPLY_MAXSIZE")
+        self._at.log.refused(dialogue.session, letter.seen(), letter.only, reply, fault.reason, fault.info)
         dialogue.forget()
-        return dialogue.refuse(fault.reply)
+        return dialogue.refuse(reply)
 
     def _complete(self, letter: Letter) -> Said:
         dialogue = self._dialogue

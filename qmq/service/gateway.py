@@ -131,7 +131,7 @@ class Gateway(MultiService):
         if house is None:
             return "not started yet"
         try:
-            conf = load(self._conf.path)
+            conf = load(self._conf.path, rules=not self._child)
         except ConfErrors as errors:
             log.error("conf-qmq was not reloaded: {errors}", errors=str(errors))  # noqa: TRY400 - no traceback for a mistake
             return f"not reloaded: {errors}"

@@ -26,7 +26,7 @@ from qmq.interfaces import INextHop, IRecipientChecker, ISenderChecker
 from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
-from qmq.receive.catalogue import installed, make_checkers
+from qmq.receive.catalogue import installed, look_in, make_checkers
 from qmq.receive.clients import Clients
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
@@ -211,6 +211,7 @@ class PrimaryService(MultiService):
             conf, house.reactor, files, reactor=house.reactor, resolver=house.resolver, mx=house.mx
         )  # fmt: skip
         os.makedirs(context.spool, mode=0o700, exist_ok=True)
+        look_in(context.folder)
         made = make_checkers(_there(conf.primary.checks), context, dict(conf.primary.checks))
         policy = Policy([*made, ("intake", self.intake)], house.reactor)
         clients = Clients(layers(conf), files, house.resolver, house.reactor, numbers=self._numbers)

@@ -273,7 +273,6 @@ class SeenTests(ListenerCase):
 
         self.assertEqual(self.log.passes, [(Address(b"b", b"ours.example"), "Accept::SPF::Recipients_Cdb", "")])
 
-
     def test_told(self):
         """What a check has to tell the operator without refusing stands in the log."""
         self.client(("x", Says(Verdict(reason="Info::SNDR::Blocklisted", info="bl.example"), "connection")))
@@ -312,6 +311,26 @@ class HelloTests(ListenerCase):
         dialogue = client.conversation._dialogue
         dialogue.session = replace(dialogue.session, environment=Environment(helocheck="!"))
         self.assertEqual(client.codes(b"HELO", b"EHLO ", MAIL), ["250", "250", "250"])
+
+    def test_size(self):
+        """EHLO tells each client the longest message it may send: its own limit, if that is less than ours."""
+        client = self.client(limits=Limits(databytes=5000))
+        dialogue = client.conversation._dialogue
+        for databytes, said in ((None, b"5000"), (1000, b"1000"), (9000, b"5000"), (0, b"5000")):
+            dialogue.session = replace(dialogue.session, environment=Environment(databytes=databytes))
+            self.assertIn(f"250-SIZE {said.decode()}", client.say(HELLO))
+
+    def test_too_big(self):
+        """A text beyond a client's own limit is not stored further, and refused with the site's words."""
+        client = self.client(limits=Limits(databytes=5000))
+        dialogue = client.conversation._dialogue
+        own = Environment(databytes=1000, replies={"REPLY_MAXSIZE": "ask us"})
+        dialogue.session = replace(dialogue.session, environment=own)
+
+        client.say(*LETTER)
+        said = client.send(b"x" * 70 + b"\r\n" + (b"y" * 70 + b"\r\n") * 14 + b".\r\n")
+
+        self.assertRegex(said[0], "^552 5.3.4 .*ask us$")
 
 
 class AddressTests(ListenerCase):

@@ -17,6 +17,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("qmq.cli.init:init", "Write a conf-qmq to start from."),
         "check": ("qmq.cli.check:check", "Read conf-qmq; every error with its line and what to write."),
         "explain": ("qmq.cli.explain:explain", "What happens to mail for an address, and which line says so."),
+        "checkers": ("qmq.cli.checkers:checkers", "Which checkers are installed, and what they can be told."),
     },
     "Look in": {
         "stat": ("qmq.cli.queues:stat", "What each queue holds and does (qmail-qstat)."),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qmq.cli.ask import ask
+from qmq.cli.tallies import show_checks
 
 conf_option = click.option(
     "--conf", default="conf-qmq", show_default=True, metavar="FILE", help="The gateway's configuration."
@@ -33,15 +34,23 @@ def _age(seconds: float) -> str:
 @click.command()
 @conf_option
 @json_option
-def stat(conf: str, as_json: bool) -> None:
+@click.option("--checks", is_flag=True, help="The checkers instead of the queues: what they said, and their times.")
+def stat(conf: str, as_json: bool, checks: bool) -> None:
     """
     What each queue holds and does, over all processes.
 
     As qmail-qstat, one line a queue: queued messages, those being delivered,
     what was delivered, deferred and bounced since the start, and the seconds
     from acceptance to delivery (median and 99th of a hundred).
+
+    With --checks one line a checker, since the start: how often it was asked,
+    refused (5yz) and deferred (4yz); how often it raised, was late, or did not
+    come back; the mean and the longest time to its answer.
     """
     facts = list(ask(conf, do="stat"))
+    if checks:
+        show_checks(facts, as_json=as_json)
+        return
     if as_json:
         for fact in facts:
             click.echo(json.dumps(fact))

@@ -17,9 +17,18 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 import twisted.plugins
-from qmq.interfaces import ICheckerFactory
+from qmq.interfaces import IBlocking, ICheckerFactory
+from qmq.receive.check import Terms
 from qmq.receive.context import Context
+from qmq.rules import options as said
 
+# What `[check NAME]` may say of any checker.
+TERMS: Mapping[str, str] = {
+    "timeout": "how long an answer that must be waited for may take (30s, or what the checker says itself)",
+    "threads": "how many calls at once, of a checker that blocks (32)",
+    "cpu": "how long one call may compute, of a checker that blocks (1s)",
+}
+_USUAL = Terms()
 _log = Logger()
 
 
@@ -68,9 +77,36 @@ def make(name: str, context: Context, options: Mapping[str, str], factories: Map
     factory = factories.get(name)
     if factory is None:
         raise ValueError(f"there is no checker named {name!r}; known are: {', '.join(sorted(factories))}")
+    terms, own = parted(factory, options)
     takes = getattr(factory, "options", None)
-    if takes is not None and (unknown := sorted(set(options) - set(takes))):
-        words = f"takes {', '.join(takes)}" if takes else "takes no options"
+    if takes is not None and (unknown := sorted(set(own) - set(takes))):
+        words = f"takes {', '.join([*takes, *TERMS])}"
         raise ValueError(f"{name} {words}, but has: {', '.join(unknown)}")
-    made: object = factory.make(context, options)
+    made: object = factory.make(context, own)
+    if not IBlocking.providedBy(made) and (terms.threads, terms.cpu) != (_USUAL.threads, _USUAL.cpu):
+        raise ValueError(f"{name}: threads and cpu are for checkers that block, and it does not")
     return made
+
+
+def parted(factory: Any, options: Mapping[str, str]) -> tuple[Terms, dict[str, str]]:
+    """
+    What any checker may be told, read; and what its factory is to be told.
+
+    A word of TERMS that is among the factory's own options is the factory's.
+    Raises ValueError.
+    """
+    mine = set(getattr(factory, "options", None) or ())
+    general = {word: text for word, text in options.items() if word in TERMS and word not in mine}
+    name = factory.name
+    terms = Terms(
+        timeout=said.seconds(name, general, "timeout", 0) or None,
+        threads=said.count(name, general, "threads", _USUAL.threads, 1),
+        cpu=said.seconds(name, general, "cpu", _USUAL.cpu),
+    )
+    return terms, {word: text for word, text in options.items() if word not in general}
+
+
+def terms_of(options: Mapping[str, Mapping[str, str]], factories: Mapping[str, Any] | None = None) -> dict[str, Terms]:
+    """The Terms of each checker that `checks =` names, for Policy."""
+    known = installed() if factories is None else factories
+    return {name: parted(known[name], said_of)[0] for name, said_of in options.items() if name in known}

@@ -3,11 +3,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IHeloChecker, IMessageChecker, IRecipientChecker
+from qmq.interfaces import IBlocking, ICheckerFactory, IHeloChecker, IMessageChecker, IRecipientChecker
 from qmq.mail import Address, Reply
-from qmq.receive.catalogue import installed, make_checkers
+from qmq.receive.catalogue import installed, make, make_checkers, parted, terms_of
 from qmq.receive.context import Context
-from qmq.receive.policy import Policy, Refusal
+from qmq.receive.policy import Policy, Refusal, Terms
 from qmq.session import VOUCH, Session, Transaction, Verdict
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
@@ -151,6 +151,31 @@ class PolicyTests(SynchronousTestCase):
 
         self.assert_failed(self.successResultOf(answer), TimeoutError)
 
+    def test_own_time(self):
+        """conf-qmq may give a checker another time than it says itself."""
+        waiting = Deferred()
+        policy = Policy([("c0", Says(waiting))], self.clock, terms={"c0": Terms(timeout=5)})
+        answer = policy.recipient(SESSION, TRANSACTION, RECIPIENT)
+
+        self.clock.advance(5)
+
+        self.assert_failed(self.successResultOf(answer), TimeoutError)
+
+    def test_tallies(self):
+        """What each checker said is counted, and how long it took."""
+        waiting = Deferred()
+        policy = Policy([("a", Says(VOUCH)), ("b", Says(waiting)), ("c", Says(REFUSAL))], self.clock)
+        answer = policy.recipient(SESSION, TRANSACTION, RECIPIENT)
+        self.clock.advance(2)
+        waiting.callback(None)
+        self.successResultOf(answer)
+
+        facts = policy.tallies()
+        self.assertEqual([facts[name]["asked"] for name in "abc"], [1, 1, 1])
+        self.assertEqual([facts[name]["refused"] for name in "abc"], [0, 0, 1])
+        self.assertGreaterEqual(facts["b"]["longest"], 2)
+        self.assertLess(facts["a"]["longest"], 1)
+
     def test_cancelled(self):
         """When the client leaves, the checker is cancelled and nothing is logged."""
         waiting = Deferred()
@@ -205,6 +230,18 @@ class Factory:
         return Says(Verdict(delay=context.databytes + len(options)))
 
 
+@implementer(IBlocking)
+class Blocks(Says):
+    pass
+
+
+class BlockingFactory(Factory):
+    name = "blocks"
+
+    def make(self, context, options):
+        return Blocks()
+
+
 class CatalogueTests(SynchronousTestCase):
     context = Context(lambda _: False, 7, Clock())
 
@@ -224,6 +261,30 @@ class CatalogueTests(SynchronousTestCase):
         made = make_checkers(["x"], self.context, {"x": {"a": "b"}}, {"x": Factory()})
 
         self.assertEqual(Policy(made, Clock()).recipient(SESSION, TRANSACTION, RECIPIENT).delay, 8)
+
+    def test_terms(self):
+        """Any checker may be told its time, and one that blocks its threads; its factory does not hear of it."""
+        options = {"x": {"timeout": "500ms", "a": "b"}, "blocks": {"threads": "4", "cpu": "2s"}}
+        factories = {"x": Factory(), "blocks": BlockingFactory()}
+
+        made = make_checkers(["x", "blocks"], self.context, options, factories)
+
+        self.assertEqual(terms_of(options, factories), {"x": Terms(timeout=0.5), "blocks": Terms(threads=4, cpu=2)})
+        self.assertEqual(Policy(made[:1], Clock()).recipient(SESSION, TRANSACTION, RECIPIENT).delay, 8)
+
+    def test_terms_of_its_own(self):
+        """A word that is among a factory's own options is the factory's."""
+        factory = Factory()
+        factory.options = {"timeout": "its own"}
+
+        self.assertEqual(parted(factory, {"timeout": "x", "cpu": "2s"}), (Terms(cpu=2), {"timeout": "x"}))
+
+    def test_bad_terms(self):
+        """What makes no sense is refused with what to say instead."""
+        for options, word in (({"timeout": "soon"}, "20s"), ({"threads": "0"}, "1"), ({"threads": "4"}, "block")):
+            with self.assertRaises(ValueError) as caught:
+                make("x", self.context, options, {"x": Factory()})
+            self.assertIn(word, str(caught.exception))
 
     def test_unknown(self):
         """An unknown name is refused with the names there are."""

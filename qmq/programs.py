@@ -100,9 +100,9 @@ class Programs:
             self.running += 1
             try:
                 run.start(self._reactor, self._spawn)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: a NUL in a word
                 self.running -= 1
-                run.fail(f"cannot run {run.name}: {error.strerror}")
+                run.fail(f"cannot run {run.name}: {getattr(error, 'strerror', error)}")
 
     def ended(self) -> None:
         """A process is gone."""

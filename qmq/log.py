@@ -32,6 +32,9 @@ from qmq.session import Session, Transaction
 # A pipe that is writable takes this much at once (POSIX PIPE_BUF on Linux).
 _PIECE: Octets = 4096
 
+# TAI64 counts from 2**62 seconds before 1970, and is ten seconds ahead of UTC by multilog's reckoning.
+_TAI = 2**62 + 10
+
 Write = Callable[[bytes], None]
 
 
@@ -39,7 +42,8 @@ class EventLog:
     """
     Gathers facts; gives *write* many lines at once: *lines* of them, or what came in *delay* seconds.
 
-    They are rendered then, not before. *json*: each is a JSON object.
+    They are rendered then, not before. *json*: each is a JSON object;
+    *tai64n*: each has the stamp that multilog would have put before it.
 
     *write* may raise BlockingIOError (characters_written says how much was
     taken): the rest waits, up to *room* octets. After any other OSError the
@@ -53,6 +57,7 @@ class EventLog:
         wall: Clock,
         *,
         json: bool = False,
+        tai64n: bool = False,
         lines: int = 64,
         delay: Seconds = 0.2,
         room: Octets = 1 << 20,
@@ -62,6 +67,7 @@ class EventLog:
         self._clock = clock
         self._wall = wall
         self._form = structured if json else plain
+        self._tai64n = tai64n and not json
         self._lines = lines
         self._delay = delay
         self._room = room
@@ -182,6 +188,8 @@ class EventLog:
 
     def _line(self, at: Seconds, render: Callable[..., str], facts: tuple[Any, ...]) -> str:
         second = int(at)
+        if self._tai64n:
+            return f"@{_TAI + second:016x}{int((at - second) * 1e9):08x} {render(*facts)}\n"
         if second != self._second:
             self._second = second
             self._date = self._form.OPEN + time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

@@ -233,6 +233,18 @@ class LogTests(SynchronousTestCase):
         self.assertEqual(log.dropped, 1)
 
 
+class StampTests(SynchronousTestCase):
+    def test_multilog(self):
+        """With multilog's stamps a line begins as multilog would have written it; the rest is the same."""
+        written = []
+        log = EventLog(written.append, Clock(), lambda: 1000000000.25, tai64n=True)
+
+        log.warning("x")
+        log.flush()
+
+        self.assertEqual(written, [b'@400000003b9aca0a0ee6b280 warning text="x"\n'])
+
+
 class DescriptorTests(SynchronousTestCase):
     def test_pipe(self) -> None:
         """A pipe that nobody empties never blocks us; what it took is said, and the rest can follow."""

@@ -156,7 +156,12 @@ GENERAL = (
         "those of /etc/resolv.conf",
         each="words",
     ),
-    Setting("log-format", units.one_of("classic", "json"), "classic", "lines as SPAMCONTROL's, or JSON objects"),
+    Setting(
+        "log-format",
+        units.one_of("classic", "multilog", "json"),
+        "classic",
+        "lines as SPAMCONTROL's; the same with multilog's time stamps; or JSON objects",
+    ),
 )
 
 PRIMARY = (

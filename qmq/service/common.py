@@ -60,7 +60,13 @@ def open_house(reactor: Any, conf: Conf) -> House:
     house = House(
         reactor,
         conf,
-        EventLog(to_descriptor(descriptor), reactor, time.time, json=conf.general.log_format == "json"),
+        EventLog(
+            to_descriptor(descriptor),
+            reactor,
+            time.time,
+            json=conf.general.log_format == "json",
+            tai64n=conf.general.log_format == "multilog",
+        ),  # fmt: skip
         Writers(_WRITERS, call_from_thread=reactor.callFromThread),
         resolver,
         mx,

@@ -77,7 +77,7 @@ class Factory:
     name = "callout"
     help = "asks the host behind an instance whether a mailbox exists, if the instance says callout = open or closed"
     options = {  # noqa: RUF012 - read only, as interfaces say
-        "seconds": "within which a host must have answered (10s)",
+        "time": "within which a host must have answered (10s)",
         "connections": "to one site at once, at most (5)",
         "waiting": "how many questions may wait for one site (100)",
         "exists": "how long it is remembered that a mailbox exists (1h)",
@@ -88,7 +88,7 @@ class Factory:
     def make(self, context: Any, options: Mapping[str, str]) -> Callout:
         """Raises ValueError."""
         said.known(self.name, options, self.options)
-        seconds = said.seconds(self.name, options, "seconds", 10)
+        seconds = said.seconds(self.name, options, "time", 10)
         callouts = Callouts(
             context.reactor,
             context.mx,

@@ -194,7 +194,7 @@ class Factory:
     options = {  # noqa: RUF012 - read only, as interfaces say
         "file": "the file of sources (else control/recipients)",
         "trouble": "if a program cannot tell for now: close (421), defer (451) or accept",
-        "seconds": "how long a program may take (20s); then it is killed, and could not tell",
+        "time": "how long a program may take (20s); then it is killed, and could not tell",
         "at-once": "how many programs may run at once (20)",
         "waiting": "how many more may wait for their turn (100); of others nobody can tell",
         "breaks": "characters behind which list-any is cut to look list- up too (-)",
@@ -203,7 +203,7 @@ class Factory:
     def make(self, context: Any, options: Mapping[str, str]) -> KnownRecipients:
         """Raises BadLine for a line that is none, and a source that is not there, cannot be read or run."""
         said.known(self.name, options, self.options)
-        seconds = said.seconds(self.name, options, "seconds", 20)
+        seconds = said.seconds(self.name, options, "time", 20)
         programs = Programs(
             context.reactor,
             at_once=said.count(self.name, options, "at-once", 20, 1),

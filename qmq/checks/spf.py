@@ -140,13 +140,13 @@ class Factory:
     name = "spf"
     help = "asks the sender's domain whether the client may send its mail (SPF), to the level of SPF ="
     options: Mapping[str, str] = {
-        "timeout": f"how long a result may take (20 s or more, by RFC 7208); else {TIMEOUT:g}s",
+        "time": f"how long a result may take (20 s or more, by RFC 7208); else {TIMEOUT:g}s",
         "voids": "how many terms of a record may find nothing in DNS; else 2",
     }
 
     def make(self, context: Context, options: Mapping[str, str]) -> SPFCheck:
         """With the control files spfexplain and spflocalrules; raises ValueError, BadLine."""
-        timeout = seconds(self.name, options, "timeout", TIMEOUT)
+        timeout = seconds(self.name, options, "time", TIMEOUT)
         explanation = context.watch(context.path("spfexplain", {}), _explanation, EXPLANATION)
         rules: Any = context.watch(context.path("spflocalrules", {}), _rules, ())
         spf = SPF(

@@ -45,7 +45,7 @@ class CalloutTests(SynchronousTestCase):
 
     def test_interfaces(self):
         """The checker and its factory keep their word, and nothing is asked for while they are made."""
-        made = Factory().make(Context(lambda _: True, 0, Clock()), {"seconds": "5s", "exists": "2h", "entries": "100"})
+        made = Factory().make(Context(lambda _: True, 0, Clock()), {"time": "5s", "exists": "2h", "entries": "100"})
         for checker in (self.checker, made):
             self.assertTrue(verifyObject(IRecipientChecker, checker))
         self.assertTrue(verifyObject(ICheckerFactory, Factory()))
@@ -106,7 +106,7 @@ class CalloutTests(SynchronousTestCase):
 
     def test_options(self):
         """A wrong option is refused with what to write instead."""
-        for options in ({"seconds": "0"}, {"connections": "0"}, {"exists": "long"}, {"entries": "x"}, {"site": "x"}):
+        for options in ({"time": "0"}, {"connections": "0"}, {"exists": "long"}, {"entries": "x"}, {"site": "x"}):
             with self.assertRaises(ValueError) as caught:
                 Factory().make(Context(lambda _: True, 0, Clock()), options)
             self.assertIn("callout", str(caught.exception))

@@ -166,11 +166,11 @@ class RecipientsTests(CheckerCase):
 
     def test_options(self):
         """A wrong option is refused with what to write instead."""
-        for options in ({"trouble": "die"}, {"seconds": "soon"}, {"at-once": "0"}, {"waiting": "x"}, {"path": "x"}):
+        for options in ({"trouble": "die"}, {"time": "soon"}, {"at-once": "0"}, {"waiting": "x"}, {"path": "x"}):
             with self.assertRaises(ValueError) as caught:
                 self.made(**options)
             self.assertIn("recipients", str(caught.exception))
-        self.made(**{"trouble": "defer", "seconds": "5s", "at-once": "3", "waiting": "0", "breaks": ""})
+        self.made(**{"trouble": "defer", "time": "5s", "at-once": "3", "waiting": "0", "breaks": ""})
 
 
 class ProgramTests(CheckerCase):

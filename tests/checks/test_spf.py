@@ -198,7 +198,7 @@ class LevelTests(SPFCase):
 
     def test_slow_domain(self):
         """A domain that does not answer puts its mail off in time, at level 2; the time can be set."""
-        for options, seconds in [({}, 20), ({"timeout": "7s"}, 7)]:
+        for options, seconds in [({}, 20), ({"time": "7s"}, 7)]:
             checker = self.made(**options)
             waiting = Deferred.fromCoroutine(
                 checker.recipient(self.session(2), Transaction(b"spool-9", Address(b"a", b"silent.example")), TO)
@@ -263,7 +263,7 @@ class FilesTests(SPFCase):
 
     def test_options(self):
         """Options that are no numbers are refused."""
-        for options in ({"timeout": "soon"}, {"timeout": "0"}, {"voids": "-1"}):
+        for options in ({"time": "soon"}, {"time": "0"}, {"voids": "-1"}):
             with self.assertRaises(ValueError):
                 self.made(**options)
 

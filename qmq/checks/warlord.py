@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 # So short a text is searched for the word base64 first: most messages do not have it, and need no walk then.
 _SHORT: Octets = 65_536
-_BEYOND = {"depth": "nested too deeply", "parts": "too many parts"}
+_BEYOND = {"depth": "nested too deeply", "parts": "too many parts", "field": "too long a field"}
 _OPTIONS = {
     "mimetypes": "file of 9-character signatures; else badmimetypes, or badmimetypes.cdb, in the control folder",
     "loadertypes": "file of 5-character signatures; else badloadertypes, or badloadertypes.cdb",

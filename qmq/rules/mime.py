@@ -28,8 +28,8 @@ PARTS = 10_000
 _HEADER: Octets = 16_384
 # What is fed at once; the most hostile 8 KiB that are known take 3 ms, honest ones 0.03.
 _STEP: Octets = 8192
-# Fields of one part's header that are of interest; two would do.
-_FIELDS = 8
+# Content-Type fields of one part that are looked at: the first ones and the last; one would do.
+_TYPES = 8
 # A boundary's line: the boundary, `--`, blanks. Longer lines are no honest one's.
 _LINE: Octets = BOUNDARY + 100
 
@@ -56,13 +56,13 @@ class Walk:
     """
     Follows one message's structure.
 
-    *beyond* is "depth" or "parts" when a budget was used up: what is deeper, or
-    comes later, is not looked into.
+    *beyond* is "depth", "parts" or "field" when a budget was used up: what is
+    deeper, comes later, or stands further behind in a field is not looked into.
     """
 
     __slots__ = (
-        "_depth", "_digest", "_encoded", "_fields", "_in_header", "_levels", "_of", "_parts", "_prefixes", "_reader",
-        "_rest", "base64", "beyond",
+        "_depth", "_digest", "_encoded", "_in_header", "_levels", "_of", "_parts", "_prefixes", "_reader", "_rest",
+        "_said", "_types", "base64", "beyond",
     )  # fmt: skip
 
     def __init__(self, reader: Reader, depth: int = DEPTH, parts: int = PARTS) -> None:
@@ -78,7 +78,8 @@ class Walk:
         self._rest = b"\n"  # undecided: what begins with a line's end, so that a line's start is found by it
         self._in_header = True
         self._encoded = False  # the present part is in base64
-        self._fields: list[tuple[bool, bytes]] = []  # of the present header: is it Content-Type, and its text
+        self._types: list[bytes] = []  # Content-Type fields of the present header
+        self._said = False  # the present header said base64
 
     @property
     def over(self) -> bool:
@@ -144,25 +145,35 @@ class Walk:
         """Note the fields of interest in some whole lines of a header; each begins behind a line's end."""
         low = text.lower()
         at = low.find(b"\ncontent-t")
-        while at >= 0 and len(self._fields) < _FIELDS:
+        while at >= 0:
             if name := _NAME.match(low, at):
-                ends = _FIELD_ENDS.search(text, name.end(), name.end() + FIELD)
-                field = text[name.end() : ends.start() if ends else name.end() + FIELD]
-                self._fields.append((name[1] == b"ype", field))
+                begins = name.end()
+                ends = _FIELD_ENDS.search(text, begins, begins + FIELD)
+                if ends is None and len(text) > begins + FIELD:
+                    self.beyond = self.beyond or "field"
+                field = text[begins : ends.start() if ends else begins + FIELD]
+                if name[1] != b"ype":
+                    self._said = self._said or is_base64(field)
+                elif len(self._types) < _TYPES:
+                    self._types.append(field)
+                else:
+                    self._types[-1] = field
             at = low.find(b"\ncontent-t", at + 1)
 
     def _decide(self) -> None:
         """A header is over: what is its part?"""
-        fields, self._fields = self._fields, []
+        types, self._types = self._types, []
+        said, self._said = self._said, False
         self._in_header = self._encoded = False
-        types = [field for is_type, field in fields if is_type]
-        encoded = any(is_base64(field) for is_type, field in fields if not is_type)
         kinds = [kind(field) for field in types]
-        if any(first == b"multipart" for first, _ in kinds):
+        multiparts = sum(first == b"multipart" for first, _ in kinds)
+        if multiparts:
             names = tuple(name for field in types for name in boundaries(field))
-            if names and self._open(names, digest=(b"multipart", b"digest") in kinds):
-                return  # RFC 2045 6.4: no multipart is encoded itself
-        if encoded:
+            opened = bool(names) and self._open(names, digest=(b"multipart", b"digest") in kinds)
+            # RFC 2045 6.4: no multipart is encoded itself. With fields that contradict each other it may be none.
+            if opened and multiparts == len(kinds):
+                return
+        if said:
             self._encoded = self.base64 = True
             self._reader.part()
         elif any(first == b"message" and second in _MESSAGES for first, second in kinds) or (

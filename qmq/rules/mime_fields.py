@@ -9,6 +9,7 @@ around. Linear in the field's length, and of a field only so much is read.
 from __future__ import annotations
 
 import re
+from itertools import islice
 from urllib.parse import unquote_to_bytes
 
 from qmq.mail import Octets
@@ -18,8 +19,8 @@ FIELD: Octets = 8192
 # RFC 2046 5.1.1: a boundary has 70 characters at most; whoever takes longer ones stops somewhere too.
 BOUNDARY: Octets = 512
 
-# Of one field; honest ones have one.
-_CANDIDATES = 4
+# Of one field are taken the first and the last so many; honest ones have one.
+_CANDIDATES = 2
 _PARAMETERS = 64
 _COMMENTS = 128  # pieces of a field with comments that are looked at
 
@@ -54,9 +55,8 @@ def boundaries(content_type: bytes) -> tuple[bytes, ...]:
     text = _plain(content_type)
     found: list[bytes] = []
     numbered: dict[int, bytes] = {}
-    for count, match in enumerate(_PARAMETER.finditer(text)):
-        if count == _PARAMETERS:
-            break
+    parameters = list(islice(_PARAMETER.finditer(text), _PARAMETERS))
+    for match in parameters:
         name = match[1].lower()
         if not name.startswith(b"boundary"):
             continue
@@ -72,11 +72,11 @@ def boundaries(content_type: bytes) -> tuple[bytes, ...]:
             numbered.setdefault(number, value)
     if numbered:
         found.append(b"".join(numbered[number] for number in sorted(numbered)))
-    if not found:
-        found = [match[1] for match in _LOOSE.finditer(text)]
+    if not found or len(parameters) == _PARAMETERS:
+        found += [match[1] for match in _LOOSE.finditer(text)]
     # Blanks at the end are none of a boundary's (RFC 2046 5.1.1).
-    distinct = dict.fromkeys(boundary.rstrip()[:BOUNDARY] for boundary in found)
-    return tuple(boundary for boundary in distinct if boundary)[:_CANDIDATES]
+    distinct = [name for name in dict.fromkeys(boundary.rstrip()[:BOUNDARY] for boundary in found) if name]
+    return tuple(distinct[:_CANDIDATES] + distinct[_CANDIDATES:][-_CANDIDATES:])
 
 
 def _plain(field: bytes) -> bytes:

@@ -6,7 +6,8 @@ first octets), and *loaders*, five characters anywhere in it. A part's text is
 compared without line ends, blanks and whatever else is not base64, so that
 nothing can hide between two characters. Five characters mean certain octets at
 one of three alignments: who wants a word found lists all three, as the default
-list does with 32.dll.
+list does with 32.dll. Five characters are 30 bits: with four signatures one in some
+250 MB of innocent attachments is hit, as with the original.
 """
 
 from __future__ import annotations

@@ -77,6 +77,29 @@ class WalkTests(SynchronousTestCase):
         ):
             self.assertEqual(found(lines(b"Subject: x", field, b"X: y", b"", b"QUJD")), [b"QUJD"], field)
 
+    def test_many_fields(self):
+        """However many fields there are, the one that counts is found."""
+        for before in ([b"Content-Type: text/plain"] * 50, [b"Content-Transfer-Encoding: 7bit"] * 50):
+            self.assertEqual(found(lines(*before, B64, *before, b"", b"QUJD")), [b"QUJD"])
+        types = [b"Content-Type: text/plain"] * 50
+        self.assertEqual(found(lines(*types, MIXED, b"", b"--=_x", B64, b"", b"QUJD")), [b"QUJD"])
+
+    def test_contradiction(self):
+        """Where one field says multipart and another does not, both are followed."""
+        for fields in ((MIXED, b"Content-Type: text/plain"), (b"Content-Type: text/plain", MIXED)):
+            text = lines(*fields, B64, b"", b"QUJD", b"--=_x", B64, b"", b"REVG")
+            self.assertEqual(found(text), [b"QUJD", b"REVG"])
+        self.assertEqual(found(lines(MIXED, B64, b"", b"QUJD", b"--=_x", B64, b"", b"REVG")), [b"REVG"])
+
+    def test_long_field(self):
+        """A field that is too long to be looked at whole is noticed."""
+        for length, beyond in ((1000, ""), (9000, "field"), (50_000, "field")):
+            field = b'Content-Type: multipart/mixed; x="' + b"y" * length + b'"; boundary=b'
+            for step in (1000, None):
+                self.assertEqual(
+                    walked(lines(field, b"Subject: x", b"", b"--b", b"", b"x"), step=step)[0].beyond, beyond
+                )
+
     def test_not_said(self):
         """What only looks like it is none."""
         for field in (
@@ -317,6 +340,8 @@ class FieldTests(SynchronousTestCase):
             b" multipart/mixed; boundary*=utf-8''ab%3D": [b"ab="],
             b" multipart/mixed; boundary=one; boundary=two": [b"one", b"two"],
             b" multipart/mixed; boundary=one; boundary*0=tw; boundary*1=o": [b"one", b"two"],
+            b" multipart/mixed" + b";x=y" * 100 + b";boundary=abc": [b"abc"],
+            b" multipart/mixed" + b"".join(b";boundary=%d" % n for n in range(9)): [b"0", b"1", b"7", b"8"],
             b" multipart/mixed boundary=abc": [b"abc"],
             b' multipart/mixed; name="x; boundary=abc': [b"abc"],
             b" multipart/mixed; boundary": [],

@@ -22,7 +22,7 @@ BOUNDARY: Octets = 512
 # Of one field are taken the first and the last so many; honest ones have one.
 _CANDIDATES = 2
 _PARAMETERS = 64
-_COMMENTS = 128  # pieces of a field with comments that are looked at
+_COMMENTS = 32  # pieces of a field with comments that are looked at; they are what costs most
 
 _TYPE = re.compile(rb'[\s"]*+([^\s;/"()]++)\s*+(?:/\s*+([^\s;"()]++))?')
 _PARAMETER = re.compile(rb';\s*+([^\s=;"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*+)"?|([^;]*+))', re.DOTALL)

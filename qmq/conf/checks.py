@@ -24,6 +24,11 @@ from qmq.receive.context import Context
 from qmq.rules.watched import BadLine, Files
 
 
+def room(conf: Conf) -> str:
+    """A folder for files that live as long as a check."""
+    return os.path.join(conf.general.spool, "primary", "checks")
+
+
 def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
     """What the checks of this configuration may use; *live* are reactor, resolver and mx, if they are to work."""
     folder = os.path.dirname(conf.path)
@@ -40,7 +45,7 @@ def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
     return Context(
         conf.accepts, most, clock, me=conf.general.me, folder=folder,
         control=conf.general.control or os.path.join(folder, "control"),
-        spool=os.path.join(conf.general.spool, "primary", "checks"), files=files, owner=owner, site=site, **live,
+        spool=room(conf), files=files, owner=owner, site=site, **live,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -182,6 +183,7 @@ class PrimaryService(MultiService):
 
     def _listen(self, _: Any) -> None:
         self._drafts.clear()
+        shutil.rmtree(checks.room(self._house.conf), ignore_errors=True)  # what a check of an earlier run left there
         door = self._open_door()
         for listen in self._house.conf.primary.listen:
             factory = self._listener(door, listen)

@@ -268,8 +268,10 @@ class SwaksTests(PeerCase):
         self.assertEqual(self.target.messages[0][1], [b"bob@one.test", b"eve@one.test"])
 
     def test_too_large(self):
-        """More than databytes is refused for good: at MAIL by a declared SIZE (RFC 1870), else at the message's end."""
-        declared = self.gate.client().say("MAIL FROM:<a@source.test> SIZE=102401")
+        """More than databytes is refused for good: at RCPT by a declared SIZE (RFC 1870), else at the message's end."""
+        client = self.gate.client()
+        client.say("MAIL FROM:<a@source.test> SIZE=102401")
+        declared = client.say("RCPT TO:<bob@one.test>")
         big = Path(self.gate.folder, "big")
         big.write_text(("x" * 70 + "\n") * 2000)
 

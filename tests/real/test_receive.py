@@ -17,9 +17,10 @@ from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
-from qmq.checks.rcpthosts import RcptHosts
+from qmq.checks.rcpthosts import Factory
 from qmq.interfaces import INextHop
 from qmq.mail import Reply, Token
+from qmq.receive.context import Context
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.reception import Limits, Reception
@@ -42,7 +43,7 @@ class Facts:
     def accepted(self, *_):
         pass
 
-    refused = accepted
+    passed = refused = noted = accepted
 
 
 def certificate():
@@ -71,9 +72,10 @@ def listener():
     from twisted.internet import reactor
 
     hop, clock = Taker(), Clock()
+    rcpthosts = Factory().make(Context(lambda domain: domain == b"ours.example", 0, clock), {})
     reception = Reception(
         me=b"mx.ours.example",
-        policy=Policy([("rcpthosts", RcptHosts(lambda domain: domain == b"ours.example"))], clock),
+        policy=Policy([("rcpthosts", rcpthosts)], clock),
         hop=hop,
         drafts=Drafts(tempfile.mkdtemp(), inline=1000),
         next_token=lambda: Token(b"spool", 1),

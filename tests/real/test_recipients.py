@@ -55,7 +55,7 @@ async def code(checker: Any, raw: bytes) -> object:
 @pytest_twisted.ensureDeferred
 async def test_programs(tmp_path: Path) -> None:
     """A program is given address, arguments and environment, and its exit code decides; trouble hangs up."""
-    checker = made(tmp_path, seconds="1s")
+    checker = made(tmp_path, time="1s")
     accepted = "Accept::RCPT::Recipients_Pam"
 
     answers = await gatherResults(

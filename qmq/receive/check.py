@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 from qmq.mail import Seconds, value
-from qmq.receive.guard import SHARE, Guard, Stuck
+from qmq.receive.guard import SHARE, Guard
 from qmq.receive.tally import Credit, Tally
 
 
@@ -23,16 +23,25 @@ class Terms:
 class Check:
     """One method of a checker: what is asked in one phase."""
 
-    __slots__ = ("_guard", "ask", "credit", "limit", "method", "name", "place", "tally")
+    __slots__ = ("_guard", "ask", "credit", "limit", "method", "module", "name", "place", "tally")
 
     def __init__(
-        self, method: Callable[..., Any], name: str, place: int, limit: Seconds, guard: Guard, tally: Tally
+        self,
+        method: Callable[..., Any],
+        name: str,
+        place: int,
+        limit: Seconds,
+        *,
+        guard: Guard,
+        tally: Tally,
+        module: str = "",
     ) -> None:
         self.ask = self.method = method
         self.name = name
         self.place = place
         self.limit = limit  # of what it must wait for
         self.tally = tally
+        self.module = module  # of the checker
         self.credit = Credit(guard.patience, SHARE)
         self._guard = guard
 
@@ -40,10 +49,10 @@ class Check:
         """As Tally.usual."""
         return self.tally.usual()
 
-    def stuck(self, seconds: Seconds) -> None:
+    def stuck(self, took: Seconds) -> None:
         """It held up everybody for so long; from now on each call is watched."""
         self._guard.caught()
-        self.credit.spend(monotonic(), seconds)
+        self.credit.spend(monotonic(), took)
         if self.ask == self.method:
             self.ask = self._watched
 
@@ -90,16 +99,11 @@ class _Steps(Generator[Any, Any, Any]):
             guard.arm()
         guard.serial += 1
         outer = guard.running
-        then = perf_counter()
         try:
             guard.running = check
             check.watch()
             result = step(*of)
             guard.running = outer
-        except Stuck:
-            guard.running = outer
-            check.stuck(perf_counter() - then)
-            raise
         except BaseException:  # StopIteration is how it ends
             guard.running = outer
             raise

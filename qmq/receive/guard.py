@@ -47,6 +47,8 @@ READING: Seconds = 10
 BRISK: Seconds = 0.0001
 
 _SPARED = frozenset({"qmq.rules.watched", "importlib._bootstrap"})
+# Whoever makes checkers, anew at a reload: that may take long.
+_MAKING = frozenset({"qmq.receive.catalogue", "qmq.conf.checks"})
 # Who asks, and below whom no frame is the checker's.
 _ASKING = frozenset({"qmq.receive.policy", "qmq.receive.check", "qmq.receive.threads"})
 
@@ -55,26 +57,32 @@ class Stuck(BaseException):
     """
     Raised into a checker that does not come back.
 
-    No Exception, for ``except Exception`` in the checker must not keep it.
+    No Exception, for ``except Exception`` in the checker must not keep it. *took*
+    is for how long at least it kept everybody else from going on.
     """
+
+    def __init__(self, text: str = "it does not come back", took: Seconds = 0) -> None:
+        super().__init__(text)
+        self.took = took
 
 
 class Cornered(Stuck):
     """Raised into a thread of a checker that has caught Stuck and gone on."""
 
-    def __init__(self, *of: object) -> None:
-        super().__init__(*of)
+    def __init__(self) -> None:
+        super().__init__()
         # Made where it is raised, in the checker's thread.
-        corner(list(_frames(sys._getframe(1))))  # noqa: SLF001 - the documented way to one's own frames
+        corner(list(_frames(sys._getframe(1))), 0)  # noqa: SLF001 - the documented way to one's own frames
 
 
 class Watched(Protocol):
-    """What the guard knows of a call: whose it is."""
+    """What the guard knows of a check."""
 
     credit: Credit
+    module: str  # of the checker's code
 
     def usual(self) -> Seconds:
-        """How long it takes on average."""
+        """How long a call of it takes on average; 0 if that is not known."""
 
 
 class Guard:
@@ -82,12 +90,15 @@ class Guard:
     One for each process; without *on* nothing is guarded.
 
     Who asks a checker sets *running* to it, makes *serial* one higher, and arms
-    it if it is not *armed*. Stuck is raised only while *running* is set; so it must be set and unset
-    within the ``try`` that catches it.
+    it if it is not *armed*. Stuck is raised only while *running* is set; so it
+    must be set and unset within the ``try`` that catches it.
+
+    While an answer is *awaited* the reactor may run code of that checker without
+    anybody having asked it: a callback. Such code is known by its module.
     """
 
     __slots__ = (
-        "_began", "_cornered", "_cpu", "_earlier", "_limit", "_raised", "_seen", "_strikes", "_suspect", "_switches",
+        "_awaited", "_began", "_cornered", "_cpu", "_earlier", "_limit", "_mark", "_raised", "_strikes", "_switches",
         "_threads", "_traced", "_usual_interval", "armed", "patience", "running", "serial",
     )  # fmt: skip
 
@@ -96,9 +107,9 @@ class Guard:
         self.serial = 0
         self.running: Watched | None = None
         self.armed = not on  # what is never armed again is never on
+        self._awaited: dict[Watched, int] = {}
         self._earlier: Any = None  # whose handler it was
-        self._suspect: Watched | None = None
-        self._seen = -1  # the serial of its call
+        self._mark: tuple[object, object] | None = None  # by what the suspect's call is known
         self._limit = patience
         self._began: Seconds = 0
         self._cpu: Seconds = 0
@@ -123,13 +134,26 @@ class Guard:
 
     def watch(self, check: Watched) -> None:
         """The call of *check* that begins now is timed by itself."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        limit = min(self.patience, max(LEAST, USUAL * check.usual(), check.credit.left(time.monotonic())))
-        self._suspect_now(check, limit)
-        self._strikes = 0
-        self.armed = True
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        if threading.current_thread() is threading.main_thread():
+            self.armed = True
+            self._suspect((check, self.serial), self._may(check), strikes=0)
+
+    def await_(self, check: Watched) -> None:
+        """An answer of *check* is awaited from now on."""
+        self._awaited[check] = self._awaited.get(check, 0) + 1
+        if not self.armed:
+            self.arm()
+
+    def awaited(self, check: Watched) -> None:
+        """It is not awaited any more."""
+        if self._awaited[check] == 1:
+            del self._awaited[check]
+        else:
+            self._awaited[check] -= 1
+
+    def _may(self, check: Watched) -> Seconds:
+        """How long a call of it may take."""
+        return min(self.patience, max(LEAST, USUAL * check.usual(), check.credit.left(time.monotonic())))
 
     def caught(self) -> None:
         """Stuck has come out of the checker."""
@@ -163,25 +187,45 @@ class Guard:
             if callable(self._earlier):
                 self._earlier(number, frame)
             return
-        check = self.running
-        if check is None:
-            self.armed = False
-        elif check is not self._suspect or self.serial != self._seen:
-            # It may have begun this very moment.
-            self._suspect_now(check, self.patience)
-            self._strikes = 1
-            signal.setitimer(signal.ITIMER_REAL, self.patience)
+        self.caught()
+        if self.running is not None:
+            mark: tuple[object, object] | None = (self.running, self.serial)
+            limit = self.patience
+        else:
+            mark, limit = self._outside(frame)
+        if mark is None:
+            self._mark = None
+            self.armed = bool(self._awaited)
+            if self.armed:
+                signal.setitimer(signal.ITIMER_REAL, limit)
+        elif mark != self._mark:
+            self._suspect(mark, limit, strikes=1)  # it may have begun this very moment
         else:
             self._judge(frame)
 
-    def _suspect_now(self, check: Watched, limit: Seconds) -> None:
-        self._suspect = check
-        self._seen = self.serial
+    def _outside(self, frame: FrameType | None) -> tuple[tuple[object, object] | None, Seconds]:
+        """Is it code of a checker that is awaited? By what that call is known; and when to look again."""
+        limit = min((self._may(check) for check in self._awaited), default=self.patience)
+        modules = {check.module for check in self._awaited}
+        found = None
+        for each in _frames(frame) if modules else ():
+            if each.f_globals.get("__name__") in modules:
+                # A generator has the same frame at each step; who goes on with it has not.
+                found = each, each.f_back
+            elif each.f_globals.get("__name__") in _MAKING:
+                return None, limit
+        return found, limit
+
+    def _suspect(self, mark: tuple[object, object], limit: Seconds, strikes: int) -> None:
+        """See in so long whether it is still at it; at two *strikes* it is not, unless it computes."""
+        self._mark = mark
         self._limit = limit
+        self._strikes = strikes
         self._raised = False
         self._began = time.monotonic()
         self._cpu = time.thread_time()
         self._switches = getrusage(RUSAGE_THREAD).ru_nvcsw
+        signal.setitimer(signal.ITIMER_REAL, limit)
 
     def _judge(self, frame: FrameType | None) -> None:
         """Interrupt the suspect, or give it more time."""
@@ -200,7 +244,8 @@ class Guard:
                 signal.setitimer(signal.ITIMER_REAL, limit)
                 return
         frames = list(_frames(frame))
-        if time.monotonic() - self._began < READING and any(f.f_globals.get("__name__") in _SPARED for f in frames):
+        took = time.monotonic() - self._began
+        if took < READING and any(f.f_globals.get("__name__") in _SPARED for f in frames):
             signal.setitimer(signal.ITIMER_REAL, self.patience)
             return
         signal.setitimer(signal.ITIMER_REAL, LEAST)  # in case that it catches what it is not meant to catch
@@ -208,9 +253,9 @@ class Guard:
             if not self._cornered:
                 self._traced = sys.gettrace()
                 self._cornered = True
-            corner(frames)
+            corner(frames, took)
         self._raised = True
-        raise Stuck("it does not come back")
+        raise Stuck(took=took)
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -220,12 +265,12 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def corner(frames: list[FrameType]) -> None:
+def corner(frames: list[FrameType], took: Seconds) -> None:
     """A checker has caught Stuck and gone on: let its next line, the first of its ``except``, raise as well."""
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if event == "line" and frame in frames:
-            raise Stuck("it does not come back")  # which ends the tracing too
+            raise Stuck(took=took)  # which ends the tracing too
         return trace
 
     for frame in frames:

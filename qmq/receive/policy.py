@@ -138,7 +138,8 @@ class Policy:
                 method = getattr(checker, called)
                 if threads is not None and not iscoroutinefunction(method):
                     method = partial(threads.call, method)
-                checks[called] = Check(method, name, place, own, self._guard, tally)
+                module = type(checker).__module__
+                checks[called] = Check(method, name, place, own, guard=self._guard, tally=tally, module=module)
         return checks
 
     def tallies(self) -> dict[str, dict[str, Any]]:
@@ -197,7 +198,7 @@ class Policy:
             except BaseException as error:  # noqa: BLE001 - a stranger's code; not even its SystemExit is for us
                 guard.running = outer
                 check.tally.asked += 1
-                return self._broken(check, error, perf_counter() - then)
+                return self._broken(check, error)
             now = perf_counter()
             tally = check.tally
             tally.asked += 1
@@ -238,13 +239,16 @@ class Policy:
 
         A checker that does not listen to its cancelling is left to itself.
         """
+        guard = self._guard
         began = self._clock.seconds()
 
         def gone(_: object) -> None:
             timer.cancel()
+            guard.awaited(check)
             awaited.cancel()
 
         def late() -> None:
+            guard.awaited(check)
             check.tally.late += 1
             result.callback(self._failed(check, Failure(TimeoutError(f"no answer within {check.limit:g} s"))))
             awaited.cancel()
@@ -253,21 +257,20 @@ class Policy:
             if not timer.active():
                 return  # late, or the client is gone
             timer.cancel()
+            guard.awaited(check)
             if isinstance(verdict, Failure):
-                result.callback(self._broken(check, verdict, 0))
+                result.callback(self._broken(check, verdict))
                 return
             check.tally.waited(self._clock.seconds() - began)
             if isinstance(verdict, Verdict | None):
                 result.callback(verdict)
             else:
-                result.callback(self._broken(check, TypeError(f"no Verdict but {type(verdict).__name__}"), 0))
+                result.callback(self._broken(check, TypeError(f"no Verdict but {type(verdict).__name__}")))
 
         result: Deferred[Opinion] = Deferred(gone)
         timer = self._clock.callLater(check.limit, late)
-        if isinstance(answer, Deferred):
-            awaited = answer
-        else:
-            awaited = Deferred.fromCoroutine(awaiting(answer, check, self._guard))
+        guard.await_(check)
+        awaited = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(awaiting(answer, check, guard))
         awaited.addBoth(answered)
         return result
 
@@ -275,20 +278,20 @@ class Policy:
         """Only a 4yz or 5yz can refuse."""
         reply = verdict.reply
         if reply is None or not 400 <= reply.code < 600:
-            return self._broken(check, ValueError(f"refuses with {reply and reply.code}"), 0)
+            return self._broken(check, ValueError(f"refuses with {reply and reply.code}"))
         if reply.permanent:
             check.tally.refused += 1
         else:
             check.tally.deferred += 1
         return Refusal(check.place, verdict if sum_ is None else _add(sum_, verdict))
 
-    def _broken(self, check: Check, error: BaseException | Failure, took: Seconds) -> Refusal:
+    def _broken(self, check: Check, error: BaseException | Failure) -> Refusal:
         """It raised, was interrupted, or made no sense."""
         failure = error if isinstance(error, Failure) else Failure(error)
-        if failure.check(Stuck):
+        if isinstance(stuck := failure.value, Stuck):
             check.tally.stuck += 1
-            if took:
-                check.stuck(took)
+            if stuck.took:
+                check.stuck(stuck.took)
             # That it can't be had again at once by the same client, which may mean harm.
             refusal = self._failed(check, failure)
             return Refusal(refusal.place, replace(refusal.verdict, delay=_AGAIN))

@@ -32,9 +32,9 @@ from qmq.receive.tally import Credit, Tally
 # Threads that sleep for ever are left to it, up to so many; then there are no more for this checker.
 LOST = 64
 IDLE: Seconds = 30
-LOOK: Seconds = 0.05
+LOOK: Seconds = 0.02
 # What a call that computes may take once its checker has no credit.
-LEAST_CPU: Seconds = 0.05
+LEAST_CPU: Seconds = 0.02
 SHARE_CPU = 0.01
 # Where calls wait for a thread, one that has gone on for so long, and far longer than any good one, gives up its own.
 LONG: Seconds = 1

@@ -1,6 +1,5 @@
 """The guard of the reactor's thread: real time, real signals; a tenth of a second each."""
 
-import re
 import signal
 import sys
 import tempfile
@@ -10,66 +9,21 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 
-from qmq.interfaces import IRecipientChecker
 from qmq.mail import Address
+from qmq.receive.catalogue import make
 from qmq.receive.guard import LEAST, Guard, Stuck
 from qmq.receive.policy import Policy, Refusal
 from qmq.receive.tally import Tallies
 from qmq.rules.watched import Files
 from qmq.session import VOUCH, Session, Transaction, Verdict
+from tests.receive.hanging import KINDS, Hangs, Slow, callback, generator, loop, sleep
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
 TRANSACTION = Transaction(b"spool-1", Address(b"a", b"x.example"))
 GOOD = Address(b"good", b"ours.example")
 BAD = Address(b"bad", b"ours.example")
 PATIENCE = 0.02
-
-
-@implementer(IRecipientChecker)
-class Hangs:
-    """Does what it is given to do if the recipient is bad."""
-
-    def __init__(self, hang):
-        self.hang = hang
-
-    def recipient(self, session, transaction, recipient):
-        if recipient.local != b"bad":
-            return VOUCH
-        return self.hang()
-
-
-def loop():
-    while True:
-        pass
-
-
-def sleep():
-    time.sleep(20)
-
-
-def backtrack():
-    re.match(r"(a+)+$", "a" * 40 + "b")
-
-
-def swallow():
-    while True:
-        try:
-            loop()
-        except:  # noqa: E722 - as people write it
-            pass
-
-
-def sleep_on():
-    while True:
-        try:
-            time.sleep(20)
-        except:  # noqa: E722 - as people write it
-            pass
-
-
-KINDS = {"loop": loop, "sleep": sleep, "regex": backtrack, "swallow": swallow, "sleep on": sleep_on}
 
 
 class GuardTests(SynchronousTestCase):
@@ -191,6 +145,31 @@ class GuardTests(SynchronousTestCase):
 
         self.assert_stuck(self.ask(self.policy(Hangs(old)), BAD))
         self.flushLoggedErrors(Stuck)
+
+    def test_callbacks(self):
+        """So is what a checker does when something happens that it waits for, in whatever way it is called."""
+        for later in (callback, generator):
+            happens = Deferred()
+            policy = self.policy(Hangs(lambda later=later, happens=happens: later(happens)))
+            answer = policy.recipient(SESSION, TRANSACTION, BAD)
+            began = time.perf_counter()
+
+            happens.callback(None)
+
+            self.assertLess(time.perf_counter() - began, 1)
+            self.assert_stuck(self.successResultOf(answer))
+            self.assertLess(policy._recipient[0].credit.left(time.monotonic()), PATIENCE)
+        self.flushLoggedErrors(Stuck)
+
+    def test_made_anew(self):
+        """A reload that takes long while a checker is awaited is left alone."""
+        waiting = Deferred()
+        answer = self.policy(Hangs(lambda: waiting)).recipient(SESSION, TRANSACTION, BAD)
+
+        make("slow", PATIENCE * 4, {}, {"slow": Slow()})
+
+        waiting.callback(VOUCH)
+        self.assertEqual(self.successResultOf(answer), VOUCH)
 
     def test_long_wait(self):
         """An answer that is waited for holds nobody up, however long it takes."""

@@ -16,7 +16,8 @@ from qmq.receive.policy import Policy, Terms
 from qmq.receive.tally import Tally
 from qmq.receive.threads import NoThread, Threads
 from qmq.session import VOUCH
-from tests.receive.test_guard import BAD, GOOD, SESSION, TRANSACTION, swallow
+from tests.receive.hanging import swallow
+from tests.receive.test_guard import BAD, GOOD, SESSION, TRANSACTION
 
 
 class Turning(SynchronousTestCase):

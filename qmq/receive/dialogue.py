@@ -250,9 +250,7 @@ class Dialogue:
             recipient = self.at.at_home(recipient, self.session.server)
         if suffix := self.session.environment.relayclient:
             recipient = address(bytes(recipient) + suffix)
-        if recipient in letter.recipients:
-            return say.RECIPIENT_OK
-        if len(letter.recipients) >= self._limits.recipients:
+        if len(letter.recipients) >= self._limits.recipients and recipient not in letter.recipients:
             reply, reason = say.TOO_MANY_RECIPIENTS, "Reject::RCPT::Toomany_Rcptto"
             self.at.log.refused(self.session, letter.seen(), recipient, reply, reason)
             return reply
@@ -269,8 +267,9 @@ class Dialogue:
             letter.refused = True
             return self.refused(_NOBODY_VOUCHED, letter, recipient)
         self.at.log.passed(self.session, letter.seen(), recipient, opinion.reason, opinion.info)
-        letter.judged(opinion)
-        letter.recipients[recipient] = None
+        if recipient not in letter.recipients:  # a second time is a command like any other, and no second copy
+            letter.judged(opinion)
+            letter.recipients[recipient] = None
         return self.later(say.RECIPIENT_OK, opinion.delay) if opinion.delay else say.RECIPIENT_OK
 
     def forget(self) -> None:

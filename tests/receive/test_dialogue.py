@@ -108,6 +108,14 @@ class AcceptTests(ListenerCase):
         self.assertEqual(codes, ["250", "250", "250", "250", "250", "354"])
         self.assertEqual(self.hop.envelopes[0].recipients, (Address(b"b", b"ours.example"),))
 
+    def test_named_again(self):
+        """A recipient named again is asked about again, and counts: MAXRECIPIENTS is for commands."""
+        checker = Recipients(lambda _: VOUCH)
+        client = self.client(("x", checker), rcpthosts=False)
+
+        self.assertEqual(client.codes(HELLO, MAIL, RCPT, RCPT), ["250"] * 4)
+        self.assertEqual([transaction.commands for _, transaction, _ in checker.seen], [1, 2])
+
     def test_recipients_hidden(self):
         """The recipients of a message for several are not told to each other."""
         client = self.client()

@@ -215,7 +215,7 @@ class SeenTests(ListenerCase):
             HELLO, MAIL, RCPT, b"RCPT TO:<b@foreign.example>", RCPT, b"RCPT TO:<c@ours.example>", b"RSET", MAIL, RCPT
         )
 
-        self.assertEqual([transaction.commands for _, _, transaction, _ in asked.asked], [1, 2, 4, 1])
+        self.assertEqual([transaction.commands for _, _, transaction, _ in asked.asked], [1, 2, 3, 4, 1])
 
     def test_conduct(self):
         """What checkers count of a client outlives RSET, EHLO and MAIL."""

@@ -46,7 +46,7 @@ class Drafts:
         return len(leftovers)
 
     def begin(self, limit: Octets = 0) -> Draft:
-        """A new draft; what comes after *limit* octets is counted and thrown away (0: no limit)."""
+        """A new draft; beyond *limit* octets (0: any) all is counted and thrown away but the header."""
         return Draft(self._name, self._inline, self._header, limit)
 
 
@@ -70,7 +70,7 @@ class Draft:
         self._limit = limit
         self._parts: list[bytes] = []  # not in the file yet
         self._held: Octets = 0  # octets in them
-        self._head = b""  # once there is a file: the text's beginning
+        self._head = b""  # once there is a file, or too much: the text's beginning
         self._path: str | None = None
         self._fd = -1
 
@@ -85,7 +85,10 @@ class Draft:
         if self.trouble is not None:
             return
         if 0 < self._limit < self.size:
-            self.discard()
+            if self.size - len(data) <= self._limit:  # only now
+                head = (self._beginning() + data)[: self._header_octets]
+                self.discard()
+                self._head = head
             return
         parts = self._parts
         parts.append(data)
@@ -97,12 +100,7 @@ class Draft:
 
     def header(self) -> bytes | None:
         """The text up to the empty line, or all of it if it has none; None: it is longer than we keep."""
-        if self._path is None:
-            text = self._whole()
-        else:
-            text = self._head
-            if len(text) < self._header_octets:
-                text += self._whole()
+        text = self._beginning()
         if text.startswith(b"\r\n"):
             return b""
         end = text.find(b"\r\n\r\n", 0, self._header_octets)
@@ -135,6 +133,11 @@ class Draft:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
             self._path = None
+
+    def _beginning(self) -> bytes:
+        """All of the text, or as much of it as a header may have and more."""
+        head = self._head
+        return head + self._whole() if len(head) < self._header_octets else head
 
     def _whole(self) -> bytes:
         parts = self._parts

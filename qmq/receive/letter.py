@@ -91,18 +91,19 @@ class Letter:
         assert draft is not None
         if self._spoilt or (complete and self._lines is not None and not self._lines.end()):
             return Fault(NOT_LINES, "Reject::DATA::Bad_Line", NOT_LINES.text)
-        if draft.over:
+        if draft.over and not complete:
             return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
         if draft.trouble is not None:
             return Fault(NO_SPACE, "Reject::DATA::No_Space", str(draft.trouble))
         if not complete:
             return None
         header = draft.header()
-        if header is None:
-            return Fault(HEADER_TOO_BIG, "Reject::DATA::Big_Header")
-        if hops(header) >= most_hops:
+        # A loop first, as in SPAMCONTROL 2.5: each turn makes the message longer.
+        if header is not None and hops(header) >= most_hops:
             return Fault(LOOP, "Reject::SMTP::Toomany_Hops")
-        return None
+        if draft.over:
+            return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
+        return Fault(HEADER_TOO_BIG, "Reject::DATA::Big_Header") if header is None else None
 
     def message(self, session: Session, trace: Trace, opening: bytes) -> Message:
         """The whole of it. Raises OSError."""

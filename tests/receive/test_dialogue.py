@@ -611,6 +611,14 @@ class LimitTests(ListenerCase):
             reply = client.send(b"Received: x\r\n" * (hops - 1) + b"DELIVERED-TO: y\r\n\r\nReceived: z\r\n.\r\n")[0]
             self.assertEqual(reply[:3], code)
 
+    def test_loop_of_too_long_a_message(self):
+        """A message that is too long and looping is refused for its loop."""
+        client = self.client(limits=Limits(databytes=2000))
+        for hops, reply in ((100, "554 5.4.6"), (99, "552 5.3.4")):
+            client.say(HELLO, MAIL, RCPT, b"DATA")
+            client.send(b"Received: x\r\n" * hops + b"\r\n")
+            self.assertEqual(client.send(b"y" * 1000 + b"\r\n.\r\n")[0][:9], reply)
+
     def test_long_header(self):
         """A header that does not end within its limit is refused."""
         client = self.client(drafts=Drafts(self.folder, inline=100, header=2000))

@@ -97,6 +97,16 @@ class DraftTests(SynchronousTestCase):
         self.assertTrue(draft.over)
         self.assertEqual((draft.size, self.files()), (301, []))
 
+    def test_header_of_too_much(self):
+        """Of what is too long the header is there all the same, and no more than a header may have."""
+        for inline in (10, 1000):
+            draft = Drafts(self.folder, inline=inline, header=500).begin(40)
+            for piece in (TEXT, b"x" * 30, b"y" * 3000):
+                draft.write(piece)
+            self.assertTrue(draft.over)
+            self.assertEqual((draft.header(), self.files()), (b"Subject: x\r\nX-Other: y\r\n", []))
+            draft.discard()
+
     def test_trouble(self):
         """A disk that refuses spoils the text, and nobody else's day."""
         draft = Drafts(os.path.join(self.folder, "missing"), inline=10).begin()

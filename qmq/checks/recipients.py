@@ -21,11 +21,11 @@ from qmq.interfaces import Answer, ICheckerFactory, IRecipientChecker
 from qmq.mail import Address, Reply, Seconds
 from qmq.programs import Programs, ProgramTrouble, executable
 from qmq.rules import options as said
-from qmq.rules.recipients import ANSWERED, FOUND, WILD, Keys, Program, Recipients, Source, keys, read, unknown
+from qmq.rules.recipients import ANSWERED, FOUND, PASSED, WILD, Keys, Program, Recipients, Source, keys, read, unknown
 from qmq.rules.watched import Files, Watched
 from qmq.session import Session, Transaction, Verdict
 
-_ACCEPTED = {reason: Verdict(reason=reason) for reason in (FOUND, ANSWERED, WILD)}
+_ACCEPTED = {reason: Verdict(reason=reason) for reason in (FOUND, ANSWERED, WILD, PASSED)}
 _LATER = Verdict(reply=Reply(451, "4.3.0", "cannot look mailboxes up for now, try again later"))
 # What becomes of a recipient of whom nobody can tell for now. The original hung up; or accepted, if it was built so.
 _TROUBLE: Mapping[str, Verdict | None] = {

@@ -37,6 +37,7 @@ from qmq.session import Session, Verdict
 FOUND = "Accept::RCPT::Recipients_Cdb"
 ANSWERED = "Accept::RCPT::Recipients_Pam"
 WILD = "Accept::RCPT::Recipients_Wild"
+PASSED = "Accept::RCPT::Rcpthosts_Rcptto"  # by !*: rcpthosts alone counted, as without a file
 
 _LOCALHOST = b"localhost"  # where addresses without a domain are
 _ARGUMENTS = 5
@@ -90,11 +91,14 @@ class Program:
 
 
 class Everybody:
-    """Knows all."""
+    """Knows all, for that *reason*."""
+
+    def __init__(self, reason: str = WILD) -> None:
+        self._reason = reason
 
     def knows(self, keys: Keys) -> str:
         """Why the recipient is known."""
-        return WILD
+        return self._reason
 
 
 class _Kept(Generic[T]):
@@ -203,7 +207,7 @@ class Recipients:
             found += self._below.get(parent, ())
         named = bool(found)
         found = sorted(found + self._any, key=lambda line: line[0])
-        return tuple(source for _, source in found) + ((Everybody(),) if self._others and not named else ())
+        return tuple(source for _, source in found) + ((Everybody(PASSED),) if self._others and not named else ())
 
 
 def read(path: str, home: str, files: Files, find: Callable[[str], str]) -> Recipients:

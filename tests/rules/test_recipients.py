@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.mail import Address, address
-from qmq.rules.recipients import FOUND, WILD, Keys, Program, keys, read, read_list, unknown
+from qmq.rules.recipients import FOUND, PASSED, WILD, Keys, Program, keys, read, read_list, unknown
 from qmq.rules.watched import BadLine, Files
 from qmq.session import Conduct, Environment, Session
 
@@ -108,12 +108,12 @@ class RecipientsTests(FolderCase):
         self.assertEqual([self.said(rules, raw) for raw in (b"x@one.test", b"x@y.one.test")], [WILD, ""])
 
     def test_pass_others(self):
-        """!* takes everybody in the domains that no line names."""
+        """!* takes everybody in the domains that no line names, for which rcpthosts alone is the reason."""
         self.cdb("a.cdb", b"a@one.test")
         rules = self.read(b"one.test:a.cdb", b"*:a.cdb", b"!*")
 
         said = [self.said(rules, raw) for raw in (b"a@one.test", b"b@one.test", b"b@x.one.test", b"b@two.test")]
-        self.assertEqual(said, [FOUND, "", "", WILD])
+        self.assertEqual(said, [FOUND, "", "", PASSED])
 
     def test_extensions(self):
         """Who is not known is looked for without what stands behind the first -."""

@@ -60,6 +60,8 @@ def _line(session: Session, transaction: Transaction | None, recipient: Address 
     helo = _field(session.helo.decode("latin-1"))
     if tail is Tail.HOST:
         return f"{head} H:{helo}"
+    if recipient is None and event.type == "DATA" and transaction is not None and transaction.recipients:
+        recipient = transaction.recipients[0]  # as the original, which told the first of all
     sender = "" if transaction is None else _mailbox(transaction.sender)
     to = "" if recipient is None else _mailbox(recipient)
     if tail is Tail.INFO or (info and tail is Tail.OURS):

@@ -88,6 +88,15 @@ class ClassicTests(SynchronousTestCase):
                     f" T:b@example.net '{info}'",
                 )
 
+    def test_text_for_several(self):
+        """What is refused at the end of the text is told with the first of its recipients; before it, with none."""
+        mail = Transaction(b"q1-2a", SENDER, recipients=(RECIPIENT, Address(b"c", b"example.net")))
+        for reason, to in (
+            ("Reject::DATA::Invalid_Size", "b@example.net"), ("Reject::DATA::Virus_Infected", "b@example.net"),
+            ("Reject::SMTP::Syntax_Error", ""),
+        ):  # fmt: skip
+            self.assertEqual(self.parsed(self.told(reason, transaction=mail, recipient=None))["to"], to)
+
     def test_host_only(self):
         """A client that should have used TLS, or AUTH, is named without sender and recipient."""
         for reason in ("Reject::TLS::missing", "Reject::AUTH::missing"):

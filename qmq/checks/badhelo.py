@@ -24,7 +24,7 @@ from qmq.rules.wildmat import Rules, Walk, plain
 from qmq.session import Session, Transaction, Verdict
 
 _REFUSED = Reply(550, "5.7.1", "sorry, I don't accept mail from hosts with that HELO/EHLO greeting")
-_LATER = Reply(451, "4.4.3", "DNS has no answer for your HELO/EHLO greeting now, try again later")
+_LATER = Reply(451, "4.3.0", "DNS has no answer for your HELO/EHLO greeting now, try again later")
 _BAD, _DNS = "Reject::SNDR::Bad_Helo", "Reject::SNDR::DNS_Helo"
 _SEARCHES = {"A": has_address, "M": has_exchanger}
 

@@ -27,7 +27,7 @@ _REFUSED = Reply(553, "5.7.1", "sorry, your envelope sender domain must exist")
 _REASON = "Reject::ORIG::DNS_MF"
 # One reply to one MAIL, and no more than a delay: defect 6 of SPAMCONTROL 2.20 was a second one.
 _UNKNOWN = Verdict(
-    reply=Reply(451, "4.4.3", "DNS has no answer for your envelope sender domain now, try again later"),
+    reply=Reply(451, "4.3.0", "DNS has no answer for your envelope sender domain now, try again later"),
     reason=_REASON,
     info="temporary",
 )

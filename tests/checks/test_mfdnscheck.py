@@ -7,7 +7,7 @@ from qmq.interfaces import ICheckerFactory, ISenderChecker
 from tests.checks.lists import DNS, Control, answered, client, mail, said
 
 REFUSED = 553, "5.7.1", "Reject::ORIG::DNS_MF", ""
-LATER = 451, "4.4.3", "Reject::ORIG::DNS_MF", "temporary"
+LATER = 451, "4.3.0", "Reject::ORIG::DNS_MF", "temporary"
 
 
 class MFDNSCheckTests(SynchronousTestCase):

@@ -40,7 +40,9 @@ class BadHelo:
         patterns: list[tuple[int, bytes]] = []
         for number, line in rules:
             name = line.lower()
-            if line.endswith(b"!") and not line.startswith(b"!"):
+            if line == b"!":
+                exempt.add(b"")  # the empty name, wherever the line stands
+            elif line.endswith(b"!") and not line.startswith(b"!"):
                 if not plain(line):
                     raise BadLine(path, number, "a pattern with ! behind it", "put the ! in front to exempt by pattern")
                 exempt.add(name[:-1])

@@ -79,6 +79,15 @@ class BadHeloTests(SynchronousTestCase):
         self.assertIsNone(self.helo(checker, "!", b"localhost"))
         self.assertIsNone(self.helo(checker, "", b""))
 
+    def test_empty_exempt(self):
+        """A lone ! exempts the empty name from the list, wherever it stands, and from DNS."""
+        for text in (b"*\n!\n", b"!\n*\n"):
+            checker = self.made(text)
+            self.assertIsNone(self.helo(checker, "", b""))
+            self.assertIsNone(self.helo(checker, "A", b""))
+            self.assertEqual(self.helo(checker, "", b"x"), bad("*"))
+            self.assertEqual(self.helo(checker, ".", b""), bad("!"))
+
     def test_own_name(self):
         """By = the name must be the client's in DNS, in any case; a client without one has none to say."""
         checker = self.made()

@@ -19,7 +19,7 @@ from qmq.conf.read import Document, Section
 from qmq.conf.settings import OWN_CHECKS
 from qmq.conf.written import Findings, Written
 from qmq.mail import Address
-from qmq.receive.catalogue import installed, look_in
+from qmq.receive.catalogue import TERMS, installed, look_in, make
 from qmq.receive.context import Context
 from qmq.rules.watched import BadLine, Files
 
@@ -76,9 +76,9 @@ def verify(conf: Conf, document: Document, findings: Findings, factories: Mappin
 
 def _make(factory: Any, options: Mapping[str, str], dry: Context, section: Section, findings: Findings) -> None:
     takes = getattr(factory, "options", None)
-    if takes is not None and (unknown := [key for key in section.settings if key not in takes]):
+    if takes is not None and (unknown := [key for key in section.settings if key not in {*takes, *TERMS}]):
         for key in unknown:
-            close = get_close_matches(key, takes, 1, 0.5)
+            close = get_close_matches(key, [*takes, *TERMS], 1, 0.5)
             remedy = (
                 f"do you mean {close[0]}?"
                 if close
@@ -87,7 +87,7 @@ def _make(factory: Any, options: Mapping[str, str], dry: Context, section: Secti
             findings.error(section.settings[key], f"[check {factory.name}] knows no {key}", remedy)
         return
     try:
-        factory.make(dry, options)
+        make(factory.name, dry, options, {factory.name: factory})
     except BadLine as bad:
         findings.error(Written(bad.path, bad.line), bad.text, bad.remedy)
     except ValueError as bad:

@@ -66,7 +66,7 @@ def open_house(reactor: Any, conf: Conf) -> House:
             time.time,
             json=conf.general.log_format == "json",
             tai64n=conf.general.log_format == "multilog",
-        ),  # fmt: skip
+        ),
         Writers(_WRITERS, call_from_thread=reactor.callFromThread),
         resolver,
         mx,

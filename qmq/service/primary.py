@@ -27,12 +27,14 @@ from qmq.interfaces import INextHop, IRecipientChecker, ISenderChecker
 from qmq.mail import Address
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
-from qmq.receive.catalogue import installed, look_in, make_checkers
+from qmq.receive.catalogue import installed, look_in, make_checkers, terms_of
 from qmq.receive.clients import Clients
 from qmq.receive.draft import Drafts
+from qmq.receive.guard import Guard
 from qmq.receive.policy import Policy
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
+from qmq.receive.tally import Tallies
 from qmq.routing import ByDomain, HandOverDialler, Intake, OpenTokens, Router, Waiting, stop_all
 from qmq.rules.watched import Files
 from qmq.service.common import House, spool
@@ -71,6 +73,8 @@ class PrimaryService(MultiService):
         self._ports: list[Any] = []
         self._factories: list[SMTPFactory] = []
         self._numbers = count(1)  # of the connections, over reloads too
+        self._guard = Guard()
+        self._tallies = Tallies()
         conf, primary = house.conf, house.conf.primary
         folder = os.path.join(conf.general.spool, NAME)
         self._drafts = Drafts(os.path.join(folder, "drafts"), primary.inline, primary.header)
@@ -101,6 +105,7 @@ class PrimaryService(MultiService):
         """No new sessions; those that wait for an answer get it, then the queue finishes."""
         if self._watch is not None and self._watch.running:
             self._watch.stop()
+        self._guard.stop()
         closed = gatherResults([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports = []
         for factory in self._factories:
@@ -133,6 +138,7 @@ class PrimaryService(MultiService):
         return {
             "sessions": sum(len(factory.sessions) for factory in self._factories),
             "waiting": {name: len(waiting) for name, waiting in self.intake.waiting.items()},
+            "checks": self._tallies.facts(),
         }
 
     def _instance_of(self, recipient: Address) -> str | None:
@@ -214,8 +220,12 @@ class PrimaryService(MultiService):
         )  # fmt: skip
         os.makedirs(context.spool, mode=0o700, exist_ok=True)
         look_in(context.folder)
-        made = make_checkers(_there(conf.primary.checks), context, dict(conf.primary.checks))
-        policy = Policy([*made, ("intake", self.intake)], house.reactor)
+        options = dict(conf.primary.checks)
+        made = make_checkers(_there(conf.primary.checks), context, options)
+        policy = Policy(
+            [*made, ("intake", self.intake)], house.reactor, terms=terms_of(options), guard=self._guard,
+            tallies=self._tallies, call_from_thread=house.reactor.callFromThread,
+        )  # fmt: skip
         clients = Clients(layers(conf), files, house.resolver, house.reactor, numbers=self._numbers)
         return Door(policy, clients)
 

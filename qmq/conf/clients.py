@@ -8,6 +8,7 @@ other when a client comes.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ from qmq.conf.read import Document, Section
 from qmq.conf.units import BadValue, Network
 from qmq.conf.words import WORDS, nearest_word, raw, word_of
 from qmq.conf.written import Findings, Written
+from qmq.programs import executable
 from qmq.receive.clients import Layers
 from qmq.rules import tcprules
-from qmq.rules.environment import NOT_HERE, BadVariable, Raw, parsed
+from qmq.rules.environment import COMMANDS, NOT_HERE, BadVariable, Raw, parsed
 from qmq.rules.watched import BadLine
 
 # Where tcprules' files usually are, beside conf-qmq and in control/.
@@ -74,10 +76,24 @@ def _raw(settings: Mapping[str, Written], findings: Findings) -> dict[str, str |
     found: dict[str, str | None] = {}
     for key, at in settings.items():
         try:
-            found[WORDS[key].name] = raw(WORDS[key], word_of(at))
+            found[WORDS[key].name] = text = raw(WORDS[key], word_of(at))
         except BadValue as bad:
             findings.error(at, f"{key}: {bad}", bad.remedy)
+        else:
+            _program(at, WORDS[key].name, text, os.path.dirname(at.path), findings)
     return found
+
+
+def _program(at: Written, name: str, text: str | None, folder: str, findings: Findings) -> None:
+    """A program that cannot be run is nothing to fail for: it may come yet, and until then mail is deferred."""
+    if name not in COMMANDS or not text:
+        return
+    try:
+        words = shlex.split(text)
+        executable(words[0] if words else "", folder)
+    except ValueError as trouble:
+        what, _, remedy = str(trouble).partition("; ")
+        findings.warning(at, f"{name}: {what}: mail is deferred", remedy or "write a program's path and its words")
 
 
 def _listener(
@@ -129,6 +145,7 @@ def verify(conf: Conf, findings: Findings) -> None:
             parsed(name, text)
         except BadVariable as bad:
             findings.error(process, bad.text, bad.remedy)
+        _program(process, name, text, os.path.dirname(conf.path), findings)
     path, at = conf.primary.rules, conf.places.get("primary.rules")
     if not path:
         return
@@ -143,6 +160,8 @@ def verify(conf: Conf, findings: Findings) -> None:
             at or Written(path, 0), f"rules: {path} cannot be read: {trouble.strerror}", "let qmq's account read it"
         )
     else:
+        for name, text, line in rules.commands:
+            _program(Written(path, line), name, text, os.path.dirname(conf.path), findings)
         for notice in rules.notices:
             findings.warning(Written(notice.path, notice.line), notice.text, notice.remedy)
 

@@ -184,6 +184,8 @@ NOT_HERE = {
     "UCSPITLS": "STARTTLS is offered if [primary] has a certificate",
     "POSTGREY": "qmq asks no greylisting server yet",
 }
+# Their values are programs with their words.
+COMMANDS = frozenset({"QHPSI", "QMAILQUEUE"})
 _ARGUMENTS = ("QHPSIARG1", "QHPSIARG2", "QHPSIARG3")
 
 

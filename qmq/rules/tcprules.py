@@ -31,7 +31,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from qmq.mail import Octets
 from qmq.rules.cdb import open_cdb
-from qmq.rules.environment import NOT_HERE, BadVariable, environment
+from qmq.rules.environment import COMMANDS, NOT_HERE, BadVariable, environment
 from qmq.rules.nets import Net, Nets
 from qmq.rules.watched import BadLine, lines
 
@@ -61,20 +61,24 @@ class Rules:
 
     *by_host*: some go by the client's name, which must be sure then.
     *notices* are the lines that set what we do not have, each variable once.
+    *commands* are the programs that are named: variable, command line, and the
+    number of the first line that has it.
     """
 
-    __slots__ = ("_by_key", "_nets", "by_host", "notices")
+    __slots__ = ("_by_key", "_nets", "by_host", "commands", "notices")
 
     def __init__(
         self,
         by_key: Mapping[str, Rule] | None = None,
         nets: Nets[Rule] | None = None,
         notices: tuple[BadLine, ...] = (),
+        commands: tuple[tuple[str, str, int], ...] = (),
     ) -> None:
         self._by_key = by_key or {}
         self._nets = nets or Nets()
         self.by_host = any("=" in key for key in self._by_key)
         self.notices = notices
+        self.commands = commands
 
     def find(self, ip: str, host: str = "", user: str = "") -> Rule | None:
         """
@@ -128,10 +132,13 @@ class _Making:
         self._slashed: list[tuple[Net, Rule]] = []
         self._same: dict[tuple[bool, tuple[tuple[str, str], ...]], Rule] = {}
         self._notices: dict[str, BadLine] = {}
+        self._commands: dict[tuple[str, str], int] = {}
 
     def rules(self) -> Rules:
         """All of them."""
-        return Rules(self._by_key, Nets([*self._dotted, *self._slashed]), tuple(self._notices.values()))
+        commands = tuple((name, text, line) for (name, text), line in self._commands.items())
+        nets = Nets([*self._dotted, *self._slashed])
+        return Rules(self._by_key, nets, tuple(self._notices.values()), commands)
 
     def line(self, number: int, row: str) -> None:
         """One line of a text."""
@@ -193,7 +200,9 @@ class _Making:
                 environment(variables)
             except BadVariable as bad:
                 raise self._bad(bad.text, bad.remedy) from None
-            for name in variables:
+            for name, text in variables.items():
+                if name in COMMANDS and text:
+                    self._commands.setdefault((name, text), self._line)
                 if name in NOT_HERE:
                     remedy = f"cut {name}"
                     self._notices.setdefault(name, self._bad(f"{name} is not used: {NOT_HERE[name]}", remedy))

@@ -121,6 +121,19 @@ class RulesTests(ClientSettingsTestCase):
         self.assertEqual([e[1] for e in found], [7])
         self.assertIn("there is no file", found[0][2])
 
+    def test_programs(self):
+        """A scanner or filter that cannot be run is told where it is named; until it is there mail is deferred."""
+        rules = ":allow,X='y'\n=a.test:allow,QHPSI='/bin/sh -c'\n192.0.2.1:allow,QMAILQUEUE='scan/missing x'\n"
+        said = HEAD.replace("[alpha]", "qhpsi = no-such-scanner\n[alpha]")
+
+        found = self.warnings(said, {"tcp.smtp": rules}, Ground(environment={"QHPSI": "'"}))
+
+        found = [w for w in found if "mail is deferred" in w[2]]
+        places = [(os.path.basename(w[0]), w[1]) for w in found]
+        self.assertEqual(places, [("conf-qmq", 7), ("environment", 0), ("tcp.smtp", 3)])
+        self.assertIn("scan/missing cannot be run", found[2][2])
+        self.assertEqual({bool(w[3]) for w in found}, {True})
+
     def test_not_here(self):
         """A variable that does nothing yet is told, in the rules and in the process's environment."""
         found = self.warnings(HEAD, {"tcp.smtp": ":allow,SMTPAUTH='!'\n"}, Ground(environment={"UCSPITLS": ""}))

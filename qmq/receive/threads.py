@@ -79,6 +79,7 @@ class Threads:
         self._lost: set[_Thread] = set()
         self._line: deque[_Call] = deque()
         self._computing = False  # one that is lost
+        self._blow: type[Stuck] = Stuck  # that they are given up with; worse once one has gone on
         self._looking: IDelayedCall | None = None
         self._computed: Seconds = 0  # by all good calls
         self._good = 0
@@ -144,7 +145,7 @@ class Threads:
         call = self._busy.pop(thread)
         self._lost.add(thread)
         self._computing = True  # for all we know
-        thread.strike()
+        thread.strike(self._blow)
         self._next()
         call.give(failure)
 
@@ -161,6 +162,8 @@ class Threads:
     def _look(self) -> None:
         self._looking = None
         self._computing = sum(thread.strike_again() for thread in self._lost) > 0  # all are to be struck
+        if self._computing:
+            self._blow = Cornered
         now = self._clock.seconds()
         may = min(self._credit.most, max(LEAST_CPU, USUAL * self._usual(), self._credit.left(now)))
         for thread, call in list(self._busy.items()):
@@ -253,10 +256,10 @@ class _Thread:
         """Since its call began."""
         return self._cpu_now() - self._cpu
 
-    def strike(self) -> None:
-        """Raise Stuck in it, wherever it is: it takes no more calls."""
+    def strike(self, blow: type[Stuck]) -> None:
+        """Raise this in it, wherever it is: it takes no more calls."""
         self._calls.put(None)
-        self._raise(Stuck)
+        self._raise(blow)
 
     def strike_again(self) -> bool:
         """If it has caught Stuck, which is not meant for it, and computes on; whether it does."""

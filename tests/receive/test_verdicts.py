@@ -72,7 +72,7 @@ class HeldTests(ListenerCase):
 
             self.assertTrue(client.banner[0].startswith("220 "))
             codes = [line[:3] for line in said if line[3] == " "]
-            self.assertEqual(codes, ["250", "250", "550", "550", "554"])
+            self.assertEqual(codes, ["250", "250", "550", "550", "503"])
             self.assertEqual(
                 self.log.facts,
                 [

@@ -1,5 +1,6 @@
 """The door for anyone's checker: one file and one word in conf-qmq; one file less and its check is gone."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,19 +34,26 @@ class CheckersTests(SynchronousTestCase):
             shutil.copytree(ROOT / part, self.folder / part, ignore=ignore)
 
     def test_strangers(self):
-        """The example of the documentation, dropped in and named, refuses what it says."""
-        text = (ROOT / "docs" / "write-a-checker.md").read_text()
-        plugins = self.folder / "twisted" / "plugins"
+        """The example of the documentation, dropped beside conf-qmq and named, is shown and refuses what it says."""
+        gateway = self.gateway("rcpthosts nonoreply databytes")
+        del gateway.environ["PYTHONPATH"]
+        text = (ROOT / "docs" / "checkers.md").read_text()
+        plugins = Path(gateway.folder) / "twisted" / "plugins"
         plugins.mkdir(parents=True)
         (plugins / "no_noreply.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+        self.assertIn("refuses senders that cannot be answered", gateway.command("checkers"))
 
-        client = self.gateway("rcpthosts nonoreply databytes").start().client()
+        client = gateway.start().client()
 
         client.say("MAIL FROM:<noreply@shop.test>")
         self.assertTrue(client.say("RCPT TO:<bob@one.test>").startswith(b"5"))
         client.say("RSET")
         self.assertTrue(client.mail("bob@one.test", mark="m").startswith(b"250"))
         until(lambda: self.sink.marks[b"m"])
+        tallies = {
+            row["check"]: row for row in map(json.loads, gateway.command("stat", "--checks", "--json").splitlines())
+        }
+        self.assertEqual((tallies["nonoreply"]["asked"], tallies["nonoreply"]["refused"]), (2, 1))
 
     def test_without_rcpthosts(self):
         """Without the file of rcpthosts everything is refused, and the gateway runs."""

@@ -98,15 +98,16 @@ class Guard:
     """
 
     __slots__ = (
-        "_awaited", "_began", "_cornered", "_cpu", "_earlier", "_limit", "_mark", "_raised", "_strikes", "_switches",
-        "_threads", "_traced", "_usual_interval", "armed", "patience", "running", "serial",
+        "_awaited", "_began", "_cornered", "_cpu", "_earlier", "_limit", "_mark", "_on", "_raised", "_strikes",
+        "_switches", "_threads", "_traced", "_usual_interval", "armed", "patience", "running", "serial",
     )  # fmt: skip
 
     def __init__(self, patience: Seconds = PATIENCE, *, on: bool = True) -> None:
         self.patience = patience
         self.serial = 0
         self.running: Watched | None = None
-        self.armed = not on  # what is never armed again is never on
+        self._on = on
+        self.armed = not on  # nobody arms it then
         self._awaited: dict[Watched, int] = {}
         self._earlier: Any = None  # whose handler it was
         self._mark: tuple[object, object] | None = None  # by what the suspect's call is known
@@ -123,7 +124,7 @@ class Guard:
 
     def arm(self) -> None:
         """Run the timer; in any thread but the main one, where no signal would come, do nothing."""
-        if threading.current_thread() is not threading.main_thread():
+        if not self._on or threading.current_thread() is not threading.main_thread():
             return
         # Whoever took the signal meanwhile (the operator's SIGALRM) gets it after us.
         if (handler := signal.getsignal(signal.SIGALRM)) != self._rung:
@@ -134,7 +135,7 @@ class Guard:
 
     def watch(self, check: Watched) -> None:
         """The call of *check* that begins now is timed by itself."""
-        if threading.current_thread() is threading.main_thread():
+        if self._on and threading.current_thread() is threading.main_thread():
             self.armed = True
             self._suspect((check, self.serial), self._may(check), strikes=0)
 
@@ -162,12 +163,13 @@ class Guard:
             self._cornered = False
 
     def stop(self) -> None:
-        """Give the signal back."""
+        """Guard nothing from now on, and give the signal back: one that came while Python ends would kill us."""
+        self._on = False
+        self.armed = True
         if self._earlier is not None and signal.getsignal(signal.SIGALRM) == self._rung:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._earlier)
             self._earlier = None
-            self.armed = False
 
     def thread_begins(self) -> None:
         """A checker's thread has something to do."""

@@ -120,11 +120,10 @@ class Policy:
     def _checks(self, name: str, checker: object, place: int, limit: Seconds, terms: Terms) -> dict[str, Check]:
         """By phase."""
         own = getattr(checker, "limit", limit) if terms.timeout is None else terms.timeout
-        tally = self._tallies.of(name)
         threads = None
         if self._call_from_thread is not None and IBlocking.providedBy(checker):
             threads = Threads(
-                name, self._clock, self._call_from_thread, self._guard, tally,
+                name, self._clock, self._call_from_thread, self._guard, self._tallies.of(name),
                 most=terms.threads, limit=own, cpu=terms.cpu,
             )  # fmt: skip
         checks = {}
@@ -138,8 +137,10 @@ class Policy:
                 method = getattr(checker, called)
                 if threads is not None and not iscoroutinefunction(method):
                     method = partial(threads.call, method)
-                module = type(checker).__module__
-                checks[called] = Check(method, name, place, own, guard=self._guard, tally=tally, module=module)
+                checks[called] = Check(
+                    method, name, place, own,
+                    guard=self._guard, tally=self._tallies.of(name, called), module=type(checker).__module__,
+                )  # fmt: skip
         return checks
 
     def tallies(self) -> dict[str, dict[str, Any]]:

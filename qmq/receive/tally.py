@@ -17,7 +17,7 @@ TELL_AGAIN: Seconds = 60
 
 class Tally:
     """
-    The counts of one checker, over all phases.
+    The counts of one checker in one phase.
 
     *refused* are its 5yz, *deferred* its 4yz; *failed*: it raised, or answered
     nonsense; *late*: it was awaited for longer than it may take; *stuck*: it was
@@ -58,31 +58,35 @@ class Tally:
         untold, self._untold = self._untold, 0
         return untold
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON can say it."""
-        facts: dict[str, Any] = {
-            "asked": self.asked, "refused": self.refused, "deferred": self.deferred, "failed": self.failed,
-            "late": self.late, "stuck": self.stuck, "turned_away": self.turned_away,
-            "mean": self.seconds / self.asked if self.asked else 0.0, "longest": self.longest,
-        }  # fmt: skip
-        if self.threads is not None:
-            facts["threads"] = dict(self.threads)
-        return facts
+
+_COUNTS = ("asked", "refused", "deferred", "failed", "late", "stuck", "turned_away")
 
 
 class Tallies:
-    """The tallies of a process, by the checkers' names; they outlive a Policy."""
+    """The tallies of a process, by the checkers' names and phases; they outlive a Policy."""
 
     def __init__(self) -> None:
-        self._of: dict[str, Tally] = {}
+        self._of: dict[str, dict[str, Tally]] = {}
 
-    def of(self, name: str) -> Tally:
-        """That checker's."""
-        return self._of.setdefault(name, Tally())
+    def of(self, name: str, phase: str = "") -> Tally:
+        """That checker's in that phase; "": of what belongs to none."""
+        return self._of.setdefault(name, {}).setdefault(phase, Tally())
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """All that were asked for so far, in that order."""
-        return {name: tally.facts() for name, tally in self._of.items()}
+        """All that were asked for so far, in that order, over all phases, as JSON can say it."""
+        return {name: _sum(list(phases.values())) for name, phases in self._of.items()}
+
+
+def _sum(tallies: list[Tally]) -> dict[str, Any]:
+    # The words above, no other.
+    facts: dict[str, Any] = {count: sum(getattr(tally, count) for tally in tallies) for count in _COUNTS}
+    seconds = sum(tally.seconds for tally in tallies)
+    facts["mean"] = seconds / facts["asked"] if facts["asked"] else 0.0
+    facts["longest"] = max(tally.longest for tally in tallies)
+    for tally in tallies:
+        if tally.threads is not None:
+            facts["threads"] = dict(tally.threads)
+    return facts
 
 
 class Credit:

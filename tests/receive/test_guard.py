@@ -1,5 +1,6 @@
 """The guard of the reactor's thread: real time, real signals; a tenth of a second each."""
 
+import shutil
 import signal
 import sys
 import tempfile
@@ -205,6 +206,22 @@ class GuardTests(SynchronousTestCase):
 
             self.assertEqual(self.ask(policy, BAD), VOUCH)
 
+    def test_importing(self):
+        """So is a module that takes long to be imported."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        Path(folder, "qmq_test_slow.py").write_text(f"import time\ntime.sleep({PATIENCE * 5})\n")
+        sys.path.insert(0, folder)
+        self.addCleanup(sys.path.remove, folder)
+        self.addCleanup(sys.modules.pop, "qmq_test_slow", None)
+
+        def lazy():
+            import qmq_test_slow
+
+            return VOUCH if qmq_test_slow else None
+
+        self.assertEqual(self.ask(self.policy(Hangs(lazy)), BAD), VOUCH)
+
     def test_operator(self):
         """SIGALRM from outside still reaches whoever had it."""
         heard = []
@@ -227,6 +244,19 @@ class GuardTests(SynchronousTestCase):
         self.assert_stuck(self.ask(self.policy(Hangs(sys.exit)), BAD))
 
         self.flushLoggedErrors(SystemExit)
+
+    def test_stopped(self):
+        """When it is stopped it has neither timer nor signal, and takes neither again."""
+        before = signal.getsignal(signal.SIGALRM)
+        policy = self.policy(Hangs(loop))
+        self.ask(policy, GOOD)
+
+        policy._recipient[0].stuck(1)
+        self.guard.stop()
+        self.ask(policy, GOOD)
+
+        self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[0], 0)
+        self.assertEqual(signal.getsignal(signal.SIGALRM), before)
 
     def test_idle(self):
         """While no checker is asked there is no timer."""

@@ -5,14 +5,17 @@ from qmq.receive.tally import Credit, Tallies, Tally
 
 class TallyTests(SynchronousTestCase):
     def test_facts(self):
-        """Mean and longest are of all answers; one that was never asked has no mean."""
-        tally = Tally()
-        self.assertEqual(tally.facts()["mean"], 0)
-        tally.asked = 2
-        tally.waited(3)
-        tally.waited(1)
+        """Counts are over all phases, mean and longest of all answers; one that was never asked has no mean."""
+        tallies = Tallies()
+        tallies.of("x").threads = {"busy": 1}
+        self.assertEqual(tallies.facts()["x"]["mean"], 0)
+        for phase, seconds in (("helo", 3), ("sender", 1)):
+            tallies.of("x", phase).asked += 1
+            tallies.of("x", phase).waited(seconds)
 
-        self.assertEqual((tally.facts()["mean"], tally.facts()["longest"]), (2, 3))
+        facts = tallies.facts()["x"]
+        self.assertEqual((facts["asked"], facts["mean"], facts["longest"]), (2, 2, 3))
+        self.assertEqual(facts["threads"], {"busy": 1})
 
     def test_usual(self):
         """How long a plain call takes is not known of a checker that must be waited for."""

@@ -30,14 +30,14 @@ from qmq.receive.guard import USUAL, Cornered, Guard, Stuck
 from qmq.receive.tally import Credit, Tally
 
 # Threads that sleep for ever are left to it, up to so many; then there are no more for this checker.
-LOST = 64
+LOST = 128
 IDLE: Seconds = 30
 LOOK: Seconds = 0.02
 # What a call that computes may take once its checker has no credit.
 LEAST_CPU: Seconds = 0.02
 SHARE_CPU = 0.01
 # Where calls wait for a thread, one that has gone on for so long, and far longer than any good one, gives up its own.
-LONG: Seconds = 1
+LONG: Seconds = 2
 
 CallFromThread = Callable[..., object]
 
@@ -91,7 +91,7 @@ class Threads:
         call = _Call(ask, of, self._clock.seconds() + self._limit + LOOK)
         if not self._begin(call):
             if not self._busy:
-                call.give(Failure(NoThread(f"{len(self._lost)} threads are lost")))
+                call.give(_no_thread(len(self._lost)))
                 return call.answer
             self._line.append(call)
         self._look_later()
@@ -180,21 +180,26 @@ class Threads:
         self._look_later()
 
     def _make_room(self, now: Seconds) -> None:
-        """Calls wait: is there one that will not end?"""
+        """Calls wait: is there one that will not end? Without a thread in its stead nothing is gained by its end."""
         self._next()
+        long = max(LONG, USUAL * self._longest)
         for thread, call in list(self._busy.items()):
-            if not self._line or now - call.began < max(LONG, USUAL * self._longest):
+            if not self._line or now - call.began < long:
                 return
-            self._give_up(thread, Failure(Stuck(f"others wait, and it has gone on for {now - call.began:.0f} s")))
-        if not self._busy:
-            while self._line:
-                self._line.popleft().give(Failure(NoThread(f"{len(self._lost)} threads are lost")))
+            if len(self._lost) < LOST:
+                self._give_up(thread, Failure(Stuck(f"others wait, and it has gone on for {now - call.began:.0f} s")))
+        while self._line:
+            self._line.popleft().give(_no_thread(len(self._lost)))
 
     def _usual(self) -> Seconds:
         return self._computed / self._good if self._good else 0
 
     def _count(self) -> None:
         self._tally.threads = {"busy": len(self._busy), "idle": len(self._idle), "lost": len(self._lost)}
+
+
+def _no_thread(lost: int) -> Failure:
+    return Failure(NoThread(f"{lost} threads are lost to calls that do not end: no other can be called"))
 
 
 class _Call:

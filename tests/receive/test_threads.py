@@ -159,6 +159,23 @@ class ThreadsTests(Turning):
         self.turn(lambda: self.tally.threads["lost"] == 0)
         self.assertEqual(self.result(threads.call(int)), 0)
 
+    def test_room_for_none(self):
+        """When no thread can be had in their stead, calls that do not end keep theirs, and who waits is refused."""
+        self.patch(module, "LOST", 1)
+        self.patch(module, "LONG", 0.1)
+        threads = self.threads(most=2)
+        hung = [threads.call(self.end.wait) for _ in range(2)]
+        waiting = [threads.call(self.end.wait) for _ in range(2)]
+
+        for each in waiting:
+            self.result(each).trap(NoThread)
+
+        self.result(hung[0]).trap(Stuck)
+        self.assertNoResult(hung[1])
+        self.assertEqual(self.tally.threads, {"busy": 1, "idle": 0, "lost": 1})
+        self.end.set()
+        self.turn(lambda: self.tally.threads["lost"] == 0)
+
     def test_brisk(self):
         """While a thread works, threads change places more often; afterwards as before."""
         threads = self.threads()

@@ -17,7 +17,7 @@ is everybody's. LOCALMFCHECK may be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from zope.interface import implementer
@@ -25,9 +25,9 @@ from zope.interface import implementer
 from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISenderChecker
 from qmq.mail import NULL_SENDER, Address, Reply
 from qmq.receive.context import Context
-from qmq.rules.cdb import CDB, open_cdb
+from qmq.rules.cdb import CDB
+from qmq.rules.hosts import Hosts
 from qmq.rules.mailfrom import MailFromRules, allows, read_mailfromrules
-from qmq.rules.morercpthosts import listed
 from qmq.rules.watched import Watched
 from qmq.session import Session, Transaction, Verdict
 
@@ -43,13 +43,12 @@ class LocalMFCheck:
     """
     Verifies a sender at MAIL, and says so at each RCPT.
 
-    *knows* and *more* say which domains we take mail for; *rules* are
-    mailfromrules as text and compiled, the first that is there counts.
+    *hosts* are the domains that we take mail for; *rules* are mailfromrules as
+    text and compiled, the first that is there counts.
     """
 
-    def __init__(self, knows: Callable[[bytes], bool], more: Watched[CDB | None], rules: tuple[Rules, Rules]) -> None:
-        self._knows = knows
-        self._more = more
+    def __init__(self, hosts: Hosts, rules: tuple[Rules, Rules]) -> None:
+        self._hosts = hosts
         self._rules = rules
 
     def sender(self, session: Session, transaction: Transaction) -> Verdict | None:
@@ -84,9 +83,7 @@ class LocalMFCheck:
     def _ours(self, domain: bytes, named: bytes) -> bool:
         if not domain:
             return False
-        return (
-            domain == named or self._knows(domain) or ((more := self._more.now()) is not None and listed(more, domain))
-        )
+        return domain == named or self._hosts.has(domain)
 
 
 @implementer(ICheckerFactory)
@@ -103,5 +100,5 @@ class Factory:
         def watch(name: str) -> Rules:
             return context.watch(context.path(name, options), read_mailfromrules, None)
 
-        more = context.watch(context.path("morercpthosts.cdb", {}), open_cdb, None)
-        return LocalMFCheck(context.knows, more, (watch("mailfromrules"), watch("mailfromrules.cdb")))
+        hosts = Hosts(context.knows, context.says, context.control, context.files)
+        return LocalMFCheck(hosts, (watch("mailfromrules"), watch("mailfromrules.cdb")))

@@ -29,6 +29,7 @@ _CONTENT = {
     33: ("Spam_Message", "spam"),
     34: ("MIME_Attach", "MIME"),
 }
+_VIRUS = 32
 _REFUSED = Reply(554, "5.3.0", "this message is refused")
 
 
@@ -57,7 +58,10 @@ class QmailQueue:
         if code == 0:
             return None
         if code in _CONTENT:
-            return refused(session, *_CONTENT[code])
+            condition, info = _CONTENT[code]
+            if code == _VIRUS and session.environment.qhpsi:
+                info = session.environment.qhpsi  # the original took it for QHPSI's finding
+            return refused(session, condition, info)
         # What will not change, by qmail-queue's own codes; 115 is an older 11.
         if 11 <= code <= 40 or code == 115:
             return Verdict(reply=_REFUSED, reason="Reject::DATA::Queue_Permanent", info=f"exit {int(code)}")

@@ -8,7 +8,7 @@ that vouches) every recipient is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from zope.interface import implementer
@@ -16,9 +16,7 @@ from zope.interface import implementer
 from qmq.interfaces import ICheckerFactory, IRecipientChecker
 from qmq.mail import Address, Reply
 from qmq.receive.context import Context
-from qmq.rules.cdb import CDB, open_cdb
-from qmq.rules.morercpthosts import listed
-from qmq.rules.watched import Watched
+from qmq.rules.hosts import Hosts
 from qmq.session import Session, Transaction, Verdict
 
 _DENIED = Reply(553, "5.7.1", "relaying denied")
@@ -29,14 +27,13 @@ _RELAYED = Verdict(vouch=True, reason="Accept::SNDR::Relay_Client")
 @implementer(IRecipientChecker)
 class RcptHosts:
     """
-    Vouches for domains that *knows* knows, for bare <postmaster>, and for whatever a relay client names.
+    Vouches for domains among *hosts*, for bare <postmaster>, and for whatever a relay client names.
 
-    For domains in *more* too; that one of them has no site to go to is for a later stage to say.
+    That one of them has no site to go to is for a later stage to say.
     """
 
-    def __init__(self, knows: Callable[[bytes], bool], more: Watched[CDB | None]) -> None:
-        self._knows = knows
-        self._more = more
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict:
         """A vouching, or a refusal; raises OSError if morercpthosts.cdb is damaged: nothing is taken."""
@@ -44,7 +41,7 @@ class RcptHosts:
         if session.relay:
             return _RELAYED
         if domain:
-            if self._knows(domain) or ((more := self._more.now()) is not None and listed(more, domain)):
+            if self._hosts.has(domain):
                 return _OURS
         # RFC 5321 4.5.1: <postmaster> without a domain must be taken.
         elif recipient.local.lower() == b"postmaster":
@@ -63,4 +60,4 @@ class Factory:
 
     def make(self, context: Context, options: Mapping[str, str]) -> Any:
         """No options."""
-        return RcptHosts(context.knows, context.watch(context.path("morercpthosts.cdb", options), open_cdb, None))
+        return RcptHosts(Hosts(context.knows, context.says, context.control, context.files))

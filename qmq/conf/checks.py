@@ -43,7 +43,8 @@ def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
     # What a client may send at most; its own limit, databytes of [primary] by default, is in its environment.
     most = max(conf.primary.databytes, conf.primary.databytes_most)
     return Context(
-        conf.accepts, most, clock, me=conf.general.me, folder=folder,
+        conf.accepts, most, clock, says=None if conf.primary.said_hosts is None else conf.says,
+        me=conf.general.me, folder=folder,
         control=conf.general.control or os.path.join(folder, "control"),
         spool=room(conf), files=files, owner=owner, site=site, **live,
     )  # fmt: skip

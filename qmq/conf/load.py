@@ -224,6 +224,8 @@ class _Builder:
         values = self._values("primary", "primary", {**classic, **said})
         if "rcpthosts" not in said:
             values["rcpthosts"] = self._rcpthosts(folder, beginnings, rows, shares)
+        ours = (word.text for b in beginnings for word in b.domains if not word.classic and word.text != "*")
+        values["said_hosts"] = None if "rcpthosts" in said else tuple(text.encode() for text in ours)
         values["checks"] = tuple((name, self._options(name)) for name in values["checks"])
         values["greeting"] = values["greeting"] or general.me
         values["localiphost"] = values["localiphost"] or general.me

@@ -7,16 +7,15 @@ out. Lookups cost the number of the domain's labels, not that of the domains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import idna
 
 from qmq.conf.settings import Handover
 from qmq.conf.units import Network
 from qmq.conf.written import Note, Written
 from qmq.mail import Address, Octets, Seconds
 from qmq.rules.environment import Raw
+from qmq.rules.hosts import spellings, walk
 
 Listen = tuple[str, int]  # interface ("": every IPv4 address) and port
 
@@ -51,6 +50,7 @@ class Primary:
     listen: tuple[Listen, ...]
     checks: tuple[tuple[str, Mapping[str, str]], ...]
     rcpthosts: tuple[bytes, ...] | None  # None: the domains of all instances
+    said_hosts: tuple[bytes, ...] | None  # those that control/rcpthosts cannot take away; None: it is not asked
     verdicts: str
     codes: str
     helo: str
@@ -178,6 +178,7 @@ class Conf:
     _names: Mapping[str, Instance] = field(init=False, compare=False, repr=False)
     _owners: Mapping[bytes, Instance] = field(init=False, compare=False, repr=False)
     _accepted: frozenset[bytes] = field(init=False, compare=False, repr=False)
+    _said: frozenset[bytes] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         owners: dict[bytes, Instance] = {}
@@ -187,6 +188,7 @@ class Conf:
                     owners.setdefault(key, instance)
         rcpthosts = self.primary.rcpthosts
         accepted = set(owners) if rcpthosts is None else {key for pattern in rcpthosts for key in spellings(pattern)}
+        said = {key for pattern in self.primary.said_hosts or () for key in spellings(pattern)}
         for name, found in (
             ("bounces", next((i for i in self.instances if i.role == "bounce"), None)),
             ("default", owners.get(b"")),
@@ -195,6 +197,7 @@ class Conf:
             ("_owners", owners),
             # "*" is for relay clients: a default instance must not make an open relay.
             ("_accepted", frozenset(accepted - {b""})),
+            ("_said", frozenset(said - {b""})),
         ):
             object.__setattr__(self, name, found)
 
@@ -222,32 +225,9 @@ class Conf:
         accepted = self._accepted
         return not domain or any(key in accepted for key in walk(domain))
 
-
-def walk(domain: bytes) -> Iterator[bytes]:
-    """The keys to look for: the domain, its suffixes with their dot from long to short, b"" (SPAMCONTROL 1.6)."""
-    yield domain
-    at = domain.find(b".", 1)
-    while at > 0:
-        yield domain[at:]
-        at = domain.find(b".", at + 1)
-    if domain:
-        yield b""
-
-
-def spellings(pattern: bytes) -> tuple[bytes, ...]:
-    """The keys of a pattern: b"" for ``*``; a domain beyond ASCII has two, in UTF-8 and as DNS has it (RFC 5890)."""
-    if pattern == b"*":
-        return (b"",)
-    name = pattern.decode()
-    if name.isascii() and "xn--" not in name:
-        return (pattern,)
-    labels = name.split(".")
-    try:
-        in_dns = ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
-        in_utf8 = ".".join(idna.ulabel(label) if label.startswith("xn--") else label for label in labels)
-    except idna.IDNAError:
-        return (pattern,)  # "xn--" and no label of IDNA 2008: nobody has another name for it
-    return tuple({pattern: None, in_dns.encode(): None, in_utf8.encode(): None})
+    def says(self, domain: bytes) -> bool:
+        """Whether conf-qmq itself lets anybody send to *domain*, whatever control/rcpthosts says by now."""
+        return any(key in self._said for key in walk(domain))
 
 
 def site_for(instance: Instance, recipient: Address) -> bytes:

@@ -134,8 +134,8 @@ def _count(key: str, default: str, help_: str, floor: float | None = None, ceili
 # In the order of SPAMCONTROL 2.5. All but rcpthosts do nothing until they are asked to.
 OWN_CHECKS = (
     "greetdelay", "dnsbl", "badhelo", "mfdnscheck", "rcpthosts", "tarpit", "recipients", "callout", "spf",
-    "localmfcheck", "badmailfrom", "badrcptto", "databytes", "maxrecipients", "spamdomains", "warlord", "qhpsi",
-    "qmailqueue",
+    "localmfcheck", "badmailfrom", "badrcptto", "databytes", "maxrecipients", "warlord", "qhpsi",
+    "spamdomains", "qmailqueue",
 )  # fmt: skip
 
 GENERAL = (
@@ -188,7 +188,7 @@ PRIMARY = (
     _size("header", "1M", "longest header", floor=65536),
     _count("hops", "100", "Received fields at which a message counts as looping", floor=10),
     _count("recipients", "1000", "recipients of one message", floor=100),
-    _count("errors", "20", "errors of one client before it is cut off", floor=1),
+    _count("errors", "100", "errors of one client before it is cut off", floor=1),
     _time("timeout", "300s", "a silent client is cut off", floor=300),
     _time("session", "1h", "longest session", floor=300),
     _count("sessions", "1000", "clients at once", floor=1),

@@ -48,6 +48,7 @@ class Context:
     knows: Callable[[bytes], bool]  # is there a route for this domain (in lower case)
     databytes: Octets  # the longest message we take; 0: any
     clock: IReactorTime
+    says: Callable[[bytes], bool] | None = None  # likewise, whatever control/rcpthosts says; None: it is not asked
     me: str = "localhost"
     folder: str = ""  # conf-qmq's: relative paths of options are meant from here
     control: str = ""  # qmail's control folder, whether it is there or not

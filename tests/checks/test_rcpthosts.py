@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import cdbx
 from twisted.internet.task import Clock
@@ -56,6 +57,33 @@ class RcptHostsTests(SynchronousTestCase):
         """With nothing listed nothing is taken (2.20, 14)."""
         self.checker = Factory().make(Context(lambda _: False, 0, Clock(), control=self.control.folder), {})
         self.assertEqual(self.said(b"b", b"ours.example"), 553)
+
+    def test_edited(self):
+        """An edit of control/rcpthosts holds for the next connection; what conf-qmq says itself it cannot take away."""
+        context = replace(self.control.context, says=lambda domain: domain == b"said.example")
+        checker = self.checker = Factory().make(context, {})
+        self.assertEqual(self.said(b"b", b"ours.example"), OURS)
+
+        for text, ours, below, said in (
+            ("ours.example\n", OURS, 553, OURS), (".ours.example\n", 553, OURS, OURS), ("# none\n", 553, 553, OURS),
+        ):  # fmt: skip
+            self.control.write("rcpthosts", text.encode())
+            context.files.look()
+            found = [self.said(b"b", domain) for domain in (b"ours.example", b"a.ours.example", b"said.example")]
+            self.assertEqual(found, [ours, below, said], text)
+
+        self.control.write("rcpthosts", b"*\n")
+        context.files.look()
+        self.assertEqual(self.said(b"b", b"said.example"), OURS)
+        self.assertEqual(self.said(b"b", b"foreign.example"), 553)
+        self.assertIs(checker, self.checker)
+
+    def test_not_asked(self):
+        """Where conf-qmq has `rcpthosts` the file is not asked."""
+        self.control.write("rcpthosts", b"foreign.example\n")
+        self.checker = Factory().make(self.control.context, {})
+        self.assertEqual(self.said(b"b", b"ours.example"), OURS)
+        self.assertEqual(self.said(b"b", b"foreign.example"), 553)
 
     def more(self, *keys):
         path = os.path.join(self.control.folder, "morercpthosts.cdb")

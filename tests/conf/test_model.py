@@ -2,8 +2,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.conf.model import site_for, spellings, walk
+from qmq.conf.model import site_for
 from qmq.mail import Address
+from qmq.rules.hosts import spellings, walk
 from tests.conf.folders import HEAD, ConfTestCase
 
 SITE = """\

@@ -17,7 +17,7 @@ class TableTests(SynchronousTestCase):
         of_table = [{s.field for s in table} for table in (GENERAL, PRIMARY, INSTANCE)]
 
         self.assertEqual(of_table[0], {f.name for f in fields(General)})
-        of_words = {"environment", "listeners", "clients", "process"}
+        of_words = {"environment", "listeners", "clients", "process", "said_hosts"}
         self.assertEqual(of_table[1] | of_words, {f.name for f in fields(Primary)})
         self.assertEqual(
             of_table[2] - {"route"} | {"id", "number", "name", "routes", "_routes"}, {f.name for f in fields(Instance)}

@@ -170,6 +170,15 @@ class SpamcontrolTests(SynchronousTestCase):
         )  # fmt: skip
         self.classic("Accept::RCPT::Rcpthosts_Rcptto", rcpt="bob@one.test", info=None)
 
+    def test_rcpthosts_edited(self):
+        """An edit of control/rcpthosts holds for the next connection; domains of conf-qmq itself stay."""
+        client = self.client()
+        self.assertEqual(self.ask(client, recipient="x@elsewhere.test")[:3], "553")
+        self.put("rcpthosts", "elsewhere.test\n.one.test\n")
+        client = self.client()
+        self.assertEqual(self.ask(client, recipient="x@elsewhere.test")[:3], "550")  # nobody's queue
+        self.assertEqual(self.ask(client, recipient="x@one.test")[:3], "250")
+
     def test_relayclient(self):
         """RELAYCLIENT of a rule lets a client send anywhere; its text goes behind the recipient."""
         self.assertEqual(self.ask(self.client("127.0.1.1", 'RELAYCLIENT=""'), recipient="x@two.test")[:3], "250")
@@ -275,7 +284,9 @@ class SpamcontrolTests(SynchronousTestCase):
             client = self.client(source, variables if "absent" in sender else 'X="y"')
             self.assertEqual(self.ask(client, sender)[:3], code, (source, sender))
             if info:
-                self.logged("Reject::ORIG::Bad_Mailfrom", f"F:{sender.replace('YAHOO', 'yahoo')} T:bob@one.test '{info}'")
+                self.logged(
+                    "Reject::ORIG::Bad_Mailfrom", f"F:{sender.replace('YAHOO', 'yahoo')} T:bob@one.test '{info}'"
+                )
         client = self.client("127.0.1.9", 'RELAYCLIENT=""')
         self.assertEqual(self.ask(client, "spam@x.test")[:3], "553")
         self.assertEqual(self.ask(client, "me@ours.test")[:3], "250")

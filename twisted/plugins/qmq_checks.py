@@ -11,8 +11,8 @@ from importlib.util import find_spec
 
 _NAMES = (
     "greetdelay", "dnsbl", "badhelo", "mfdnscheck", "rcpthosts", "tarpit", "recipients", "callout", "spf",
-    "localmfcheck", "badmailfrom", "badrcptto", "databytes", "maxrecipients", "spamdomains", "warlord", "qhpsi",
-    "qmailqueue",
+    "localmfcheck", "badmailfrom", "badrcptto", "databytes", "maxrecipients", "warlord", "qhpsi",
+    "spamdomains", "qmailqueue",
 )  # fmt: skip
 
 for _name in _NAMES:

@@ -284,6 +284,8 @@ class Policy:
             check.tally.refused += 1
         else:
             check.tally.deferred += 1
+        if not verdict.reason:
+            verdict = replace(verdict, reason="Reject::CHECK::Refused", info=verdict.info or check.name)
         return Refusal(check.place, verdict if sum_ is None else _add(sum_, verdict))
 
     def _broken(self, check: Check, error: BaseException | Failure) -> Refusal:

@@ -13,7 +13,7 @@ from qmq.session import VOUCH, Session, Transaction, Verdict
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
 TRANSACTION = Transaction(b"spool-1", Address(b"a", b"x.example"))
 RECIPIENT = Address(b"b", b"ours.example")
-REFUSAL = Verdict(reply=Reply(550, "5.7.1", "no"))
+REFUSAL = Verdict(reply=Reply(550, "5.7.1", "no"), reason="Reject::X::Y")
 
 
 @implementer(IRecipientChecker)

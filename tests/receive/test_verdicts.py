@@ -273,6 +273,12 @@ class SeenTests(ListenerCase):
 
         self.assertEqual(self.log.passes, [(Address(b"b", b"ours.example"), "Accept::SPF::Recipients_Cdb", "")])
 
+    def test_nameless(self):
+        """The log names the check that refused without a word for the log."""
+        self.client(("x", Says(Verdict(Reply(550, "5.7.1", "no")), "sender"))).say(HELLO, MAIL, RCPT)
+
+        self.assertEqual(self.log.facts[0][3:], (550, "Reject::CHECK::Refused"))
+
     def test_told(self):
         """What a check has to tell the operator without refusing stands in the log."""
         self.client(("x", Says(Verdict(reason="Info::SNDR::Blocklisted", info="bl.example"), "connection")))

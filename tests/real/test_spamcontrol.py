@@ -97,14 +97,8 @@ class House:
         self.sink.close()
 
 
-class SpamcontrolTests(SynchronousTestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.house = House()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.house.close()
+class Sessions:
+    """What tests of a shared gateway do: rules and files, sessions, and a look into the log."""
 
     def setUp(self):
         self.folder = Path(self.house.gateway.folder)
@@ -157,6 +151,16 @@ class SpamcontrolTests(SynchronousTestCase):
             return any(match and all(match[key] == fields[key] for key in fields) for match in matches)
 
         until(look, 5)
+
+
+class SpamcontrolTests(Sessions, SynchronousTestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.house = House()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.house.close()
 
     def test_rcpthosts(self):
         """Without a rule a stranger reaches our domains only; an unlisted one is no open relay (2.20 #14)."""

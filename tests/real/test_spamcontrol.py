@@ -73,12 +73,25 @@ class House:
 
     def __init__(self):
         self.sink = Sink()
+        self.host = Sink()  # of three.test; knows its mailboxes
+        self.host.answers[b"RCPT"] = lambda line: (
+            b"550 no such user\r\n" if b"nobody" in line else b"451 later\r\n" if b"busy" in line else None
+        )
         self.names = Names(RECORDS)
         self.gateway = Gateway(
-            {"one.test": f"smtp:127.0.0.1:{self.sink.port}", "two.test": f"smtp:127.0.0.1:{self.sink.port}"},
+            {
+                "one.test": f"smtp:127.0.0.1:{self.sink.port}",
+                "two.test": f"smtp:127.0.0.1:{self.sink.port}",
+                "three.test": f"smtp:127.0.0.1:{self.host.port}",
+                "four.test": f"smtp:127.0.0.1:{self.host.port}",
+            },
             qmq=f"nameservers = 127.0.0.1:{self.names.port}\nworkers = 0",
             primary="errors = 100",
-            sections={"two": "databytes = 64K\nspf = 3\nrecipients = two.recipients\nbadmailfrom = two.badmailfrom"},
+            sections={
+                "two": "databytes = 64K\nspf = 3\nrecipients = two.recipients\nbadmailfrom = two.badmailfrom",
+                "three": "callout = open",
+                "four": "callout = closed",
+            },
             extra="[check dnsbl]\nlists = bl.test\nallow = wl.test\nprivate = yes\n"
             "[check tarpit]\nsleepers = 2\n"
             "[check qhpsi]\ntime = 3s\n"
@@ -95,6 +108,7 @@ class House:
         self.gateway.clear()
         self.names.close()
         self.sink.close()
+        self.host.close()
 
 
 class Sessions:
@@ -341,6 +355,21 @@ class SpamcontrolTests(Sessions, SynchronousTestCase):
         self.assertEqual(self.ask(self.client("127.0.1.12", 'RELAYCLIENT=""'), recipient="nobody@one.test")[:3], "250")
         self.assertEqual(self.ask(self.client(), "a@none.test", "whoever@two.test")[:3], "250")
         self.classic("Accept::RCPT::Recipients_Wild", rcpt="whoever@two.test")
+
+    def test_callout(self):
+        """The customer's own host is asked; what it said is remembered; if it cannot say, `open` takes, `closed` defers."""
+        for recipient, code in (
+            ("bob@three.test", "250"), ("nobody@three.test", "550"), ("busy@three.test", "250"),
+            ("busy@four.test", "450"), ("nobody@four.test", "550"), ("bob@four.test", "250"),
+        ):  # fmt: skip
+            self.assertEqual(self.ask(self.client(), "a@none.test", recipient)[:3], code, recipient)
+        self.classic("Reject::RCPT::Failed_Rcptto", rcpt="nobody@three.test")
+        self.classic("Accept::RCPT::Recipients_Callout", rcpt="bob@four.test")
+        asked = self.house.host.connections
+        self.assertEqual(self.ask(self.client(), "a@none.test", "nobody@three.test")[:3], "550")
+        self.assertEqual(self.house.host.connections, asked)
+        relay = self.client("127.0.1.60", 'RELAYCLIENT=""')
+        self.assertEqual(self.ask(relay, "a@none.test", "nobody@three.test")[:3], "250")
 
     def test_tarpit(self):
         """After n unknown recipients 452; from the n-th RCPT on answers come late; a notorious client is cut off at DATA."""

@@ -26,7 +26,7 @@ from qmq.rules import options as said
 TERMS: Mapping[str, str] = {
     "timeout": "how long an answer that must be waited for may take (30s, or what the checker says itself)",
     "threads": "how many calls at once, of a checker that blocks (32)",
-    "cpu": "how long one call may compute, of a checker that blocks (1s)",
+    "cpu": "how long one call may compute, of a checker that blocks (500ms)",
 }
 _USUAL = Terms()
 _log = Logger()

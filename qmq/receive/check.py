@@ -17,7 +17,7 @@ class Terms:
 
     timeout: Seconds | None = None  # for an answer that must be waited for
     threads: int = 32  # of one that blocks
-    cpu: Seconds = 1  # that one call of it may compute
+    cpu: Seconds = 0.5  # that one call of it may compute
 
 
 class Check:

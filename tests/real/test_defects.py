@@ -13,7 +13,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.real.gateway import until
-from tests.real.test_spamcontrol import House, Sessions, script
+from tests.real.test_spamcontrol import Sessions, script
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +24,6 @@ BAD = (
 
 
 class DefectTests(Sessions, SynchronousTestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.house = House()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.house.close()
-
     def test_01_bare_lf(self):
         """A bare LF ends no line and no message: what looks like a second message is refused with the first."""
         client = self.client()

@@ -5,9 +5,11 @@ One gateway serves all tests; each test has a client address of its own, and
 edits rules and control files while it runs, as an operator would.
 """
 
+import atexit
 import os
 import re
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,9 +69,7 @@ _CLASSIC = re.compile(
 
 
 class House:
-    """The gateway that all share; made when it is first asked for."""
-
-    shared = None
+    """A gateway with hosts behind it and a name server."""
 
     def __init__(self):
         self.sink = Sink()
@@ -111,10 +111,19 @@ class House:
         self.host.close()
 
 
+@cache
+def house():
+    """The one that all share; made when it is first asked for (trial knows no setUpClass)."""
+    made = House()
+    atexit.register(made.close)
+    return made
+
+
 class Sessions:
     """What tests of a shared gateway do: rules and files, sessions, and a look into the log."""
 
     def setUp(self):
+        self.house = house()
         self.folder = Path(self.house.gateway.folder)
         self.control = self.house.control
         self.rules(":allow")
@@ -168,14 +177,6 @@ class Sessions:
 
 
 class SpamcontrolTests(Sessions, SynchronousTestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.house = House()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.house.close()
-
     def test_rcpthosts(self):
         """Without a rule a stranger reaches our domains only; an unlisted one is no open relay (2.20 #14)."""
         client = self.client()

@@ -30,6 +30,8 @@ class Turning(SynchronousTestCase):
         self.tally = Tally()
         self.end = threading.Event()
         self.addCleanup(self.end.set)
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(0.005)  # whatever a test before may have left
         self.interval = sys.getswitchinterval()
 
     def call_from_thread(self, call, *of):

@@ -109,6 +109,7 @@ class Dialogue:
                 self.at.log.refused(self.session, None, None, reply, verdict.reason, verdict.info)
                 return self.later(self.end(reply), verdict.delay)
             self._held = opinion
+            verdict = replace(verdict, delay=0)  # it is held back when it is spoken
         else:
             verdict = self._noted(opinion)
         self._fields = verdict.fields
@@ -189,6 +190,7 @@ class Dialogue:
             if self._at_once(verdict):
                 return self.refused(opinion)
             self._helo_held = opinion
+            verdict = replace(verdict, delay=0)  # it is held back when it is spoken
         else:
             verdict = self._noted(opinion)
         self._helo_fields = verdict.fields
@@ -234,6 +236,7 @@ class Dialogue:
                 self.forget()
                 return self.refused(opinion, letter)
             letter.held = _first(letter.held, opinion)
+            verdict = replace(verdict, delay=0)  # it is held back when it is spoken
         else:
             verdict = self._noted(opinion)
         letter.judged(verdict)

@@ -105,7 +105,6 @@ class PrimaryService(MultiService):
         """No new sessions; those that wait for an answer get it, then the queue finishes."""
         if self._watch is not None and self._watch.running:
             self._watch.stop()
-        self._guard.stop()
         closed = gatherResults([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports = []
         for factory in self._factories:
@@ -166,6 +165,7 @@ class PrimaryService(MultiService):
 
     def _hang_up(self, _: Any) -> Deferred[Any]:
         """A bounce that is not answered by now is offered again after the next start."""
+        self._guard.stop()
         stop_all(self._bounce_hops)
         return stop_all(self._hops)
 

@@ -163,6 +163,14 @@ class HeldTests(ListenerCase):
             self.client(("x", Says(later, "sender"))).codes(HELLO, MAIL, RCPT, b"NOOP"), ["250", "250", "451", "250"]
         )
 
+    def test_delayed_once(self):
+        """A refusal that is to be held back is held back when it is spoken, not when it is made."""
+        for phase in ("connection", "helo", "sender"):
+            client = self.client(("x", Says(no("x", delay=5), phase)))
+            self.assertEqual(client.codes(HELLO, MAIL, RCPT), ["250", "250"], phase)
+            self.clock.advance(5)
+            self.assertEqual(client.heard(), ["550 5.7.1 x"])
+
     def test_without_helo(self):
         """MAIL needs no HELO, unless `helo = required`."""
         self.assertEqual(self.client().codes(MAIL, RCPT), ["250", "250"])

@@ -89,8 +89,9 @@ def _make(factory: Any, options: Mapping[str, str], dry: Context, section: Secti
         return
     try:
         make(factory.name, dry, options, {factory.name: factory})
-    except BadLine as bad:
-        findings.error(Written(bad.path, bad.line), bad.text, bad.remedy)
+    except BadLine as first:
+        for slip in (first, *first.others):
+            findings.error(Written(slip.path, slip.line), slip.text, slip.remedy)
     except ValueError as bad:
         text = str(bad)
         # The option that the text names, if it names one.

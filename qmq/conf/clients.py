@@ -151,8 +151,9 @@ def verify(conf: Conf, findings: Findings) -> None:
         return
     try:
         rules = tcprules.read(path)
-    except BadLine as bad:
-        findings.error(Written(bad.path, bad.line), bad.text, bad.remedy)
+    except BadLine as first:
+        for slip in (first, *first.others):
+            findings.error(Written(slip.path, slip.line), slip.text, slip.remedy)
     except FileNotFoundError:
         findings.error(at or Written(path, 0), f"rules: there is no file {path}", "create it, or write rules = none")
     except OSError as trouble:

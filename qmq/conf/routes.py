@@ -172,7 +172,7 @@ def rcpthosts(folder: Folder, findings: Findings) -> list[Written] | None:
         try:
             text = domain_pattern(row.text.strip()).decode()
         except BadValue as bad:
-            findings.error(row, str(bad), bad.remedy)
+            findings.error(row, str(bad), "write example.org, .example.org")
             continue
         if text == "*":
             findings.error(row, "'*' would accept mail for every domain", "list the domains")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterator
 import idna
 
 from qmq.rules.cdb import CDB, open_cdb
-from qmq.rules.watched import BadLine, Files, Watched, lines
+from qmq.rules.watched import BadLine, Files, Slips, Watched, lines
 
 
 def walk(domain: bytes) -> Iterator[bytes]:
@@ -55,19 +55,25 @@ def listed(hosts: Container[bytes] | CDB, domain: bytes) -> bool:
 def read(path: str) -> frozenset[bytes]:
     """The keys in a text file; BadLine for what is no domain, and for ``*``, which would open the relay."""
     found: set[bytes] = set()
+    slips = Slips()
     for number, row in lines(path):
-        pattern = row.strip().lower().removesuffix(b".")
-        if pattern == b"*":
-            raise BadLine(path, number, "'*' would accept mail for every domain", "list the domains")
-        if not pattern or any(octet in pattern for octet in b" \t@:/"):
-            raise BadLine(
-                path, number, f"{row.decode(errors='replace')!r} is no domain", "write example.org, .example.org"
-            )
-        try:
-            found.update(spellings(pattern))
-        except UnicodeDecodeError:
-            raise BadLine(path, number, "this is not UTF-8", "write example.org, .example.org") from None
+        with slips:
+            found.update(_keys(row, path, number))
+    slips.tell()
     return frozenset(found)
+
+
+def _keys(row: bytes, path: str, number: int) -> tuple[bytes, ...]:
+    pattern = row.strip().lower().removesuffix(b".")
+    if pattern == b"*":
+        raise BadLine(path, number, "'*' would accept mail for every domain", "list the domains")
+    remedy = "write example.org, .example.org"
+    if not pattern or any(octet in pattern for octet in b" \t@:/"):
+        raise BadLine(path, number, f"{row.decode(errors='replace')!r} is no domain", remedy)
+    try:
+        return spellings(pattern)
+    except UnicodeDecodeError:
+        raise BadLine(path, number, "this is not UTF-8", remedy) from None
 
 
 class Hosts:

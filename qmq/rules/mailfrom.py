@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from qmq.mail import Address
 from qmq.rules.badmailfrom import UNKNOWN, suffixes
 from qmq.rules.cdb import CDB, open_cdb
-from qmq.rules.watched import BadLine, lines
+from qmq.rules.watched import BadLine, Slips, lines
 from qmq.rules.wildmat import Rules
 
 _RANGE = re.compile(rb"((?:[0-9]{1,3}\.)*)([0-9]{1,3})-([0-9]{1,3})((?:\.[0-9]{0,3})*)")
@@ -34,15 +34,21 @@ class MailFromRules:
 
     def __init__(self, rules: Rules, path: str) -> None:
         self._rules: dict[bytes, frozenset[bytes]] = {}
+        slips = Slips()
         for number, line in rules:
-            client, colon, addresses = line.lower().rpartition(b":")
-            if not (colon and client):
-                raise BadLine(path, number, "no client and colon", "write CLIENT:ADDRESS,ADDRESS")
-            allowed = [one.strip() for one in addresses.split(b",")] if addresses else []
-            if not all(allowed):
-                raise BadLine(path, number, "an empty address", "write CLIENT:ADDRESS,ADDRESS, or CLIENT: for any")
-            for key in _clients(client, path, number):
-                self._rules.setdefault(key, frozenset(allowed))
+            with slips:
+                self._add(line, path, number)
+        slips.tell()
+
+    def _add(self, line: bytes, path: str, number: int) -> None:
+        client, colon, addresses = line.lower().rpartition(b":")
+        if not (colon and client):
+            raise BadLine(path, number, "no client and colon", "write CLIENT:ADDRESS,ADDRESS")
+        allowed = [one.strip() for one in addresses.split(b",")] if addresses else []
+        if not all(allowed):
+            raise BadLine(path, number, "an empty address", "write CLIENT:ADDRESS,ADDRESS, or CLIENT: for any")
+        for key in _clients(client, path, number):
+            self._rules.setdefault(key, frozenset(allowed))
 
     def get(self, key: bytes) -> frozenset[bytes] | None:
         """What a client is allowed; empty: anything."""

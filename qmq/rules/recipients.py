@@ -31,7 +31,7 @@ from typing import Generic, TypeVar
 
 from qmq.mail import Address, Reply, value
 from qmq.rules.cdb import CDB, open_cdb
-from qmq.rules.watched import BadLine, Files, Watched, lines
+from qmq.rules.watched import BadLine, Files, Slips, Watched, lines
 from qmq.session import Session, Verdict
 
 FOUND = "Accept::RCPT::Recipients_Cdb"
@@ -219,30 +219,35 @@ def read(path: str, home: str, files: Files, find: Callable[[str], str]) -> Reci
     """
     recipients = Recipients()
     rows = lines(path)
+    slips = Slips()
     for number, row in rows:
-        if row == b"!*":
-            if number != rows[-1][0]:
-                raise BadLine(path, number, "!* is not the last line", "put it below all others")
-            recipients.pass_others()
-            break
-        try:
-            domain, source = _line(row, home, files, find)
-        except ValueError as trouble:
-            raise BadLine(path, number, str(trouble)) from None
-        recipients.add(domain, number, source)
+        with slips:
+            if row == b"!*":
+                if number != rows[-1][0]:
+                    raise BadLine(path, number, "!* is not the last line", "put it below all others")
+                recipients.pass_others()
+                break
+            try:
+                domain, source = _line(row, home, files, find)
+            except ValueError as trouble:
+                raise BadLine(path, number, str(trouble)) from None
+            recipients.add(domain, number, source)
+    slips.tell()
     return recipients
 
 
 def read_list(path: str) -> frozenset[bytes]:
     """The addresses, in lower case, in a plain list; ``@dom`` for all of a domain. Raises OSError and BadLine."""
     known = set()
+    slips = Slips()
     for number, row in lines(path):
         local, at, domain = row.strip().lower().rpartition(b"@")
-        if not at or not _DOMAIN.fullmatch(domain):
-            raise BadLine(
-                path, number, f"{_text(row)!r} is no address", "say user@example.org, or @example.org for all"
-            )
-        known.add(local + at + domain)
+        with slips:
+            if not at or not _DOMAIN.fullmatch(domain):
+                remedy = "say user@example.org, or @example.org for all"
+                raise BadLine(path, number, f"{_text(row)!r} is no address", remedy)
+            known.add(local + at + domain)
+    slips.tell()
     return frozenset(known)
 
 

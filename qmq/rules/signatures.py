@@ -20,7 +20,7 @@ import cdbx
 
 from qmq.mail import value
 from qmq.rules.cdb import open_cdb
-from qmq.rules.watched import BadLine, lines
+from qmq.rules.watched import BadLine, Slips, lines
 
 Finder = Callable[[bytes], bytes | None]
 
@@ -58,14 +58,16 @@ def read_loaders(path: str) -> Loaders:
 def _read(path: str, length: int) -> frozenset[bytes]:
     """The first *length* characters of each line, or key; what stands behind them does not count."""
     found = set()
+    slips = Slips()
     for number, line in _keys(path) if path.endswith(".cdb") else lines(path):
         signature = line.split()[0] if line else line
-        if len(signature) < length or not _SIGNATURE.fullmatch(signature):
-            shown = signature[:40].decode("ascii", "replace")
-            raise BadLine(
-                path, number, f"{shown!r} is no base64 signature", f"write {length} characters of base64 text"
-            )
-        found.add(signature[:length])
+        with slips:
+            if len(signature) < length or not _SIGNATURE.fullmatch(signature):
+                shown = signature[:40].decode("ascii", "replace")
+                remedy = f"write {length} characters of base64 text"
+                raise BadLine(path, number, f"{shown!r} is no base64 signature", remedy)
+            found.add(signature[:length])
+    slips.tell()
     return frozenset(found)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from qmq.rules.watched import BadLine, lines
+from qmq.rules.watched import BadLine, Slips, lines
 
 _LINE = re.compile(rb"@?(\*|\.?[^\s:@*]+)\s*:\s*(-?[0-9]{1,6}(?:\.[0-9]{1,6})?)(?:\s+#.*)?")
 
@@ -46,10 +46,14 @@ class Thresholds:
 def read_thresholds(path: str) -> Thresholds:
     """The file at *path*; raises OSError and BadLine."""
     thresholds = Thresholds()
+    slips = Slips()
     for number, line in lines(path):
-        match = _LINE.fullmatch(line.strip())
-        if match is None:
-            shown = line[:60].decode("utf-8", "replace")
-            raise BadLine(path, number, f"{shown!r} is no domain with a threshold", "write one such as example.org:7.5")
-        thresholds.add(number, match[1].removesuffix(b".") or match[1], float(match[2]))
+        with slips:
+            match = _LINE.fullmatch(line.strip())
+            if match is None:
+                shown = line[:60].decode("utf-8", "replace")
+                remedy = "write one such as example.org:7.5"
+                raise BadLine(path, number, f"{shown!r} is no domain with a threshold", remedy)
+            thresholds.add(number, match[1].removesuffix(b".") or match[1], float(match[2]))
+    slips.tell()
     return thresholds

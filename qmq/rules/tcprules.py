@@ -33,7 +33,7 @@ from qmq.mail import Octets
 from qmq.rules.cdb import open_cdb
 from qmq.rules.environment import COMMANDS, NOT_HERE, BadVariable, environment
 from qmq.rules.nets import Net, Nets
-from qmq.rules.watched import BadLine, lines
+from qmq.rules.watched import BadLine, Slips, lines
 
 _MOST = 500_000  # rules of a file, ranges expanded; some 100 MB
 _LARGEST: Octets = 256 << 20  # a compiled file
@@ -116,8 +116,11 @@ def read(path: str) -> Rules:
         for key, what in _records(path):
             making.compiled(key, what)
     else:
+        slips = Slips()
         for number, row in lines(path):
-            making.line(number, row.decode("utf-8", "surrogateescape"))
+            with slips:
+                making.line(number, row.decode("utf-8", "surrogateescape"))
+        slips.tell()
     return making.rules()
 
 

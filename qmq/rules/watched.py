@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+# Of a file that is something else altogether each line is bad.
+_TOLD = 50
 
 
 class BadLine(ValueError):
@@ -26,6 +28,36 @@ class BadLine(ValueError):
         self.line = line
         self.text = text
         self.remedy = remedy
+        self.others: tuple[BadLine, ...] = ()  # further ones of the same file
+
+
+class Slips:
+    """
+    The bad lines of one file, so that all of them are told, not the first alone.
+
+    ``with slips:`` around what is done with a line; `tell` when there are no more.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[BadLine] = []
+
+    def __enter__(self) -> None:
+        """A line begins."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """A BadLine is kept; anything else goes on its way."""
+        if not isinstance(error, BadLine):
+            return False
+        if len(self._found) < _TOLD:
+            self._found.append(error)
+        return True
+
+    def tell(self) -> None:
+        """Raise the first BadLine, which has the others; none if all lines were good."""
+        if self._found:
+            first, *others = self._found
+            first.others = tuple(others)
+            raise first
 
 
 class Files:

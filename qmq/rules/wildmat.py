@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from qmq.rules.watched import BadLine
+from qmq.rules.watched import BadLine, Slips
 
 Rules = Iterable[tuple[int, bytes]]  # a control file's lines with their numbers
 
@@ -49,12 +49,12 @@ class Walk:
         self._literals: dict[bytes, tuple[int, bool]] = {}  # their last places, and whether they refuse
         runs: list[tuple[int, bool, list[Sequence[Piece]]]] = []
         parted = True  # by a literal of the other kind
+        slips = Slips()
         for place, (number, line) in enumerate(rules):
             refuses = not line.startswith(b"!")
-            try:
-                pieces = parse(line if refuses else line[1:])
-            except BadPattern as bad:
-                raise BadLine(path, number, str(bad), bad.remedy) from bad
+            pieces: Sequence[Piece] = ()
+            with slips:
+                pieces = _parsed(line if refuses else line[1:], path, number)
             if (literal := _literal(pieces)) is not None:
                 self._literals[literal] = place, refuses
                 parted = parted or refuses != runs[-1][1]
@@ -63,6 +63,7 @@ class Walk:
             together.append(pieces)
             runs.append((place, refuses, together))
             parted = False
+        slips.tell()
         self._runs = tuple(_Run(*run) for run in reversed(runs))
 
     def refuses(self, subject: bytes) -> bool:
@@ -121,6 +122,13 @@ class _Run:
 def plain(text: bytes) -> bool:
     """Whether a pattern has no special octet in it, so that it matches but itself."""
     return not _SPECIAL.search(text)
+
+
+def _parsed(pattern: bytes, path: str, number: int) -> Sequence[Piece]:
+    try:
+        return parse(pattern)
+    except BadPattern as bad:
+        raise BadLine(path, number, str(bad), bad.remedy) from bad
 
 
 def parse(pattern: bytes) -> Sequence[Piece]:

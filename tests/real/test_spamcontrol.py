@@ -129,7 +129,6 @@ class Sessions:
         self.rules(":allow")
         for file in self.control.iterdir():
             file.unlink()
-        self.house.gateway.text()
         self.before = os.path.getsize(self.house.gateway.log)
 
     def rules(self, *lines):
@@ -214,15 +213,15 @@ class SpamcontrolTests(Sessions, SynchronousTestCase):
         self.assertEqual(self.ask(self.client("127.0.1.3"), recipient="x@foreign.test")[:3], "553")
         self.assertEqual(self.ask(self.client("127.0.1.99"), recipient="x@two.test")[:3], "250")
         denied = self.client("127.0.1.41", hello=False)
-        self.assertIn(denied.banner[:3], (b"554", b""))
+        self.assertEqual(denied.banner[:3], b"554")
         self.rules("127.0.1.3:deny", ":allow")
-        self.assertIn(self.client("127.0.1.3", hello=False).banner[:3], (b"554", b""))
+        self.assertEqual(self.client("127.0.1.3", hello=False).banner[:3], b"554")
         self.assertEqual(self.client("127.0.1.41").banner[:3], b"220")
 
     def test_rules_by_name(self):
         """A rule for a host's name holds where the name is confirmed by its address, and not for one that lies."""
         self.rules('=.yahoo.test:allow,RELAYCLIENT=""', ":allow")
-        self.assertEqual(self.ask(self.client("127.0.2.1"), recipient="x@foreign-but.two.test")[:1], "5")
+        self.assertEqual(self.ask(self.client("127.0.2.1"), recipient="x@foreign-but.two.test")[:3], "550")  # nobody's
         self.rules('=.yahoo.test:allow,MAXRECIPIENTS="1"', ":allow")
         for source, codes in (("127.0.2.1", ["250", "452"]), ("127.0.2.3", ["250", "250"])):
             client = self.client(source)

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
 
-from qmq.mail import Address, Body, Entry, Message, Reply, Seconds, Token
+from qmq.mail import Address, Body, Entry, Message, Octets, Reply, Seconds, Token
 from qmq.session import Session, Transaction, Verdict
 
 Answer = Verdict | None | Awaitable[Verdict | None]
@@ -84,6 +84,7 @@ class ISpool(Interface):
     tombstones: int = Attribute("tokens remembered after delivery")
     lowest: int = Attribute("lowest token seq stored whose peer is this store's tag; 2**62 if none")
     oldest: int = Attribute("lowest entry number stored; 2**62 if none")
+    birth: Seconds = Attribute("when the entry of that number was born, wall clock; inf if none")
 
     def start() -> Deferred[None]:
         """Open, take the lock (waits 10 s, then fails naming the holder's pid), free what was in hand."""
@@ -127,10 +128,27 @@ class ISpool(Interface):
         """The body of an entry that was claimed (those of keep have theirs)."""
 
     def due_now(query: Mapping[str, str]) -> Deferred[int]:
-        """Make everything (matching site, recipient, sender) due at once; how many entries."""
+        """
+        Make everything that matches due at once; how many entries. What is held stays held.
+
+        What a query may say is told in qmq.spool.query; other words fail with ValueError.
+        """
 
     def find(query: Mapping[str, str], after: int, limit: int) -> Deferred[Sequence[Entry]]:
-        """Entries in order of number above *after*, without bodies; for people who look in."""
+        """Entries that match, in order of number above *after*, without bodies; for people who look in."""
+
+    def survey(query: Mapping[str, str], after: int) -> Deferred[tuple[int, Octets, int | None]]:
+        """How many entries match in the next piece above *after*, their octets, where to go on; None: that was all."""
+
+    def seize(query: Mapping[str, str], after: int, limit: int) -> Deferred[tuple[Sequence[Entry], int | None]]:
+        """
+        Take in hand what matches above *after*, in order of number, due or not, held or not; where to go on.
+
+        As claim, but for what is in hand already, which is passed over. None: that was all.
+        """
+
+    def peek(number: int) -> Deferred[Entry | None]:
+        """That entry, in hand or not, with its body: for whoever shows it. A long body's file may go at any time."""
 
 
 class SpoolTrouble(Exception):

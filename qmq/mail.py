@@ -17,6 +17,9 @@ from typing import TypeVar, dataclass_transform
 Seconds = float
 Octets = int
 
+# A due time (wall clock) that never comes: of a message that the operator holds.
+HELD: Seconds = 1e15
+
 # Frozen values cost 0.2 us an object more at run time; the tests pay that, and
 # production does not. To mypy a value is always frozen.
 STRICT = bool(os.environ.get("QMQ_STRICT"))
@@ -102,6 +105,7 @@ class Origin:
     helo: bytes = b""
     user: bytes = b""  # authenticated as
     made_here: bool = False  # our own bounces and notices
+    born: Seconds = 0.0  # wall clock, to the millisecond, when this gateway first took it; 0: whoever keeps it says
 
 
 @value

@@ -270,6 +270,7 @@ class _Builder:
         values["deliver"] = b" ".join(values["deliver"])
         values["bouncehost"] = values["bouncehost"] or general.me
         values["helohost"] = values["helohost"] or general.me
+        values["overflow"] = values["overflow"] or ""
         values["spool"] = values["spool"] or os.path.join(general.spool, name)
         if not beginning.written.get("doublebounceto"):
             values["doublebounceto"] = f"postmaster@{general.me}"

@@ -28,6 +28,9 @@ class General:
     user: str
     spool: str
     workers: int
+    worker_memory: Octets | None
+    worker_files: int | None  # None: as many as the system allows
+    retired: tuple[tuple[str, str], ...]  # they are among Conf.instances, with role "retired"
     base: int
     log: str
     relay: tuple[Network, ...]
@@ -64,6 +67,7 @@ class Primary:
     line: Octets
     command: Octets
     header: Octets
+    processes: int
     hops: int
     recipients: int
     errors: int
@@ -121,6 +125,8 @@ class Instance:
     spool: str
     handover: Handover
     process: str
+    memory: Octets | None
+    files: int | None
     timeoutconnect: Seconds
     timeoutremote: Seconds
     peers: tuple[Network, ...]
@@ -136,6 +142,11 @@ class Instance:
     delay_notice: Seconds | None
     limit_messages: int
     limit_bytes: Octets
+    limit_disk: Octets | float | None  # a float: that share of its device
+    limit_age: Seconds | None
+    reserve: Octets
+    reserve_inodes: int
+    overflow: str  # "": none
     tls: str
     home: str
     _routes: Mapping[bytes, bytes] = field(init=False, compare=False, repr=False)

@@ -84,6 +84,14 @@ def line(text: str) -> str:
     return text
 
 
+def retired(text: str) -> tuple[str, str]:
+    """``OLD=NEW``: an instance that is no more, and the one that gets what is left in its queue."""
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise BadValue(f"{text!r} does not say where its mail goes", "write OLD=NEW, such as customer7=internet")
+    return word(old), word(new)
+
+
 def path(text: str) -> str:
     """A path; load.py makes it absolute, from the folder of the file that says it."""
     return text
@@ -143,6 +151,23 @@ GENERAL = (
     Setting("user", str, "", "account to become once the ports are open", "stay who started it"),
     Setting("spool", path, "var/spool", "folder of the stores, one below it for each instance"),
     _count("workers", "", "processes for the instances; 0: everything in one process", ceiling=256),
+    Setting(
+        "worker-memory",
+        units.or_none("none", units.octets),
+        "2G",
+        "memory of one worker; past it it is ended and started again; none: no bound",
+        floor=64 << 20,
+        text=units.octets_text,
+    ),
+    _count("worker-files", "", "descriptors of one worker", floor=64),
+    Setting(
+        "retired",
+        retired,
+        "",
+        "OLD=NEW: OLD is no instance any more, what is left in its queue goes to NEW's",
+        "none",
+        each="words",
+    ),
     _count("base", "", "an instance's QMTP port is base + number", floor=0, ceiling=65535),
     Setting("log", log, "-", "file of the log, - for standard output"),
     Setting("relay", units.network, "", "clients that may send to any domain", "none", each="words"),
@@ -186,6 +211,7 @@ PRIMARY = (
     _size("line", "64K", "longest line of a message", floor=1000),
     _size("command", "2K", "longest command line", floor=512),
     _size("header", "1M", "longest header", floor=65536),
+    _count("processes", "1", "processes that take mail; 1: the main process does", floor=1, ceiling=64),
     _count("hops", "100", "Received fields at which a message counts as looping", floor=10),
     _count("recipients", "1000", "recipients of one message", floor=100),
     _count("errors", "100", "errors of one client before it is cut off", floor=1),
@@ -235,6 +261,10 @@ INSTANCE = (
             "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host; "
             "qmq:HOST:PORT if qmq runs there"),
     Setting("process", units.one_of("shared", "own"), "shared", "own: a worker process of its own"),
+    Setting("memory", units.or_none("none", units.octets), "",
+            "with process = own: memory of its worker; none: no bound", "worker-memory of [qmq]",
+            floor=64 << 20, text=units.octets_text),
+    _count("files", "", "with process = own: descriptors of its worker", floor=64),
     _time("timeoutconnect", "60s", "limit of one connection attempt"),
     _time("timeoutremote", "300s", "limit of each wait for the next hop's answer"),
     Setting("peers", units.network, "127.0.0.1 ::1", "who may bring mail by QMTP over TCP", each="words"),
@@ -262,6 +292,14 @@ INSTANCE = (
             "tell the sender after this time; or never"),
     _count("limit-messages", "1000000", "messages in its store; then 452", floor=1),
     _size("limit-bytes", "50G", "octets in its store; then 452"),
+    Setting("limit-disk", units.or_none("none", units.disk), "none",
+            "what its store may take of the disk, 20G or 25% of its device; then 452; none: all but the reserve"),
+    Setting("limit-age", units.or_none("none", units.duration), "none",
+            "age of the oldest message in its store; then 452 until that one is gone; none: no bound"),
+    _size("reserve", "", "free space on its device below which it takes no mail"),
+    _count("reserve-inodes", "1000", "free inodes there, likewise"),
+    Setting("overflow", word, "", "instance that gets the mail instead of a 452 while this one is past a limit",
+            "none: 452"),
     Setting("tls", units.one_of("opportunistic", "none"), "opportunistic",
             "STARTTLS where the next hop offers it; or none"),
     Setting("home", path, "", "qmail's folder of this instance, with control/ in it", "control-NN, HOME-NN/control"),

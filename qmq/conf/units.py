@@ -102,6 +102,11 @@ def share(text: str) -> float:
     return value
 
 
+def disk(text: str) -> Octets | float:
+    """``20G``, or a share of a device: ``25%`` is 0.25."""
+    return share(text) if text.endswith("%") else octets(text)
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     """One of these words."""
 

@@ -14,6 +14,7 @@ import re
 from qmq.mail import Envelope, Origin, Reply, Token, value
 from qmq.wire.netstring import ProtocolError
 
+# Version 1 ends in made-here, or in the time of birth behind it, in milliseconds.
 _FIELDS = 12
 # HELO and user name as long as the primary lets them in, with room to spare.
 EXTENSION_OCTETS = 16384
@@ -86,7 +87,9 @@ def pack_extension(envelope: Envelope, low: int) -> bytes:
         origin.user,
         origin.made_here,
     )
-    if packed.count(b"\0") != _FIELDS - 1 or len(packed) > EXTENSION_OCTETS:
+    if origin.born > 0:
+        packed += b"\0%x" % int(origin.born * 1000)
+    if packed.count(b"\0") - (origin.born > 0) != _FIELDS - 1 or len(packed) > EXTENSION_OCTETS:
         raise ValueError("a field of the envelope cannot be sent to a peer")
     return b"%d:%b," % (len(packed), packed)
 
@@ -94,6 +97,7 @@ def pack_extension(envelope: Envelope, low: int) -> bytes:
 def parse_extension(data: bytes) -> Extension:
     """The extension of what its netstring holds. Raises ProtocolError."""
     fields = data[1:].split(b"\0")
+    born = _number(fields.pop()) / 1000 if len(fields) == _FIELDS + 1 else 0.0
     if len(fields) != _FIELDS:
         raise ProtocolError("not the fields of an extension")
     version, peer, seq, low, body_type, smtputf8, protocol, client, port, helo, user, made_here = fields
@@ -101,7 +105,7 @@ def parse_extension(data: bytes) -> Extension:
         raise ProtocolError("not an extension of version 1")
     if not port.isdigit() or len(port) > 5:
         raise ProtocolError("no port")
-    origin = Origin(protocol, client, int(port), helo, user, made_here == b"1")
+    origin = Origin(protocol, client, int(port), helo, user, made_here == b"1", born)
     return Extension(Token(peer, _number(seq)), _number(low), origin, body_type, smtputf8 == b"1")
 
 

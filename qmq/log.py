@@ -221,6 +221,39 @@ def to_descriptor(fd: int) -> Write:
     return write
 
 
+class LogFile:
+    """
+    A *write* for EventLog that appends to the file at *path*, made with mode 0600; raises OSError if it can't.
+
+    Several processes may append to one file. A named pipe needs a reader.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = _append(path)
+        self._write = to_descriptor(self._fd)
+
+    def __call__(self, batch: bytes) -> None:
+        """As to_descriptor's."""
+        self._write(batch)
+
+    def reopen(self) -> None:
+        """
+        After it was moved away (logrotate): go on in a new file of that name.
+
+        Raises OSError if there can be none, as when root made the folder and
+        we are root no more: then all goes on into the one that is open.
+        """
+        fd, old = _append(self._path), self._fd
+        self._fd, self._write = fd, to_descriptor(fd)
+        os.close(old)
+
+
+def _append(path: str) -> int:
+    # O_NONBLOCK: to open a pipe without a reader is an error, not a wait for ever.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+
+
 def _write(fd: int, piece: bytes) -> int:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.log import EventLog, to_descriptor
+from qmq.log import EventLog, LogFile, to_descriptor
 from qmq.mail import NULL_SENDER, Address, Reply
 from qmq.session import Session, Transaction
 
@@ -291,3 +292,62 @@ class DescriptorTests(SynchronousTestCase):
         """A full disk is an OSError."""
         with open("/dev/full", "wb", buffering=0) as file:
             self.assertRaises(OSError, to_descriptor(file.fileno()), b"x\n")
+
+
+class LogFileTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        self.path = os.path.join(folder, "log")
+
+    def text(self, path: str = "") -> str:
+        with open(path or self.path, encoding="ascii") as file:
+            return file.read()
+
+    def test_rotated(self) -> None:
+        """A log that was moved away is written to until it is opened again; not a line is lost."""
+        write = LogFile(self.path)
+        write(b"1\n")
+
+        os.rename(self.path, self.path + ".1")
+        write(b"2\n")
+        write.reopen()
+        write(b"3\n")
+
+        self.assertEqual((self.text(self.path + ".1"), self.text()), ("1\n2\n", "3\n"))
+        self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
+
+    def test_not_rotated(self) -> None:
+        """To open it again without need changes nothing, and needs no further descriptor."""
+        write = LogFile(self.path)
+        write(b"1\n")
+        before = len(os.listdir("/proc/self/fd"))
+
+        write.reopen()
+        write(b"2\n")
+
+        self.assertEqual(self.text(), "1\n2\n")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_cannot(self) -> None:
+        """Where no new file can be made, the caller is told, and the old one is written to as before."""
+        write = LogFile(self.path)
+        os.rename(self.path, self.path + ".1")
+        os.mkdir(self.path)
+
+        self.assertRaises(OSError, write.reopen)
+        write(b"1\n")
+
+        self.assertEqual(self.text(self.path + ".1"), "1\n")
+
+    def test_pipe(self) -> None:
+        """A named pipe can be a log; without a reader it is an error at once, not a start that never ends."""
+        os.mkfifo(self.path)
+        self.assertRaises(OSError, LogFile, self.path)
+        reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+
+        write = LogFile(self.path)
+        full = self.assertRaises(BlockingIOError, write, b"x" * (1 << 20))
+
+        self.assertGreater(full.characters_written, 0)

@@ -1,0 +1,1 @@
+"""What `bench/isolation` is made of: a bed of real processes on loopback."""

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from qmq.conf.explain import census
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
 from qmq.processes import CHILD
@@ -50,7 +51,7 @@ class Options(usage.Options):
             if name not in names:
                 raise usage.UsageError(f"--only {name}: no such role; there are {', '.join(sorted(names))}")
         if self["check"]:
-            sys.stdout.write(f"{self.conf.path}: fine, {len(self.conf.instances)} instances\n")
+            sys.stdout.write(f"{self.conf.path}: fine, {census(self.conf)}\n")
             sys.exit(0)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qmq.conf.explain import describe
+from qmq.conf.explain import census, describe
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors, Note
 
@@ -38,7 +38,7 @@ def check(conf: str, as_json: bool) -> None:
     for fact in describe(loaded):
         table.add_row(Text(fact.name), Text(fact.value))
     Console(soft_wrap=True).print(table)
-    click.echo(f"{conf}: right, {len(loaded.instances)} instances")
+    click.echo(f"{conf}: right, {census(loaded)}")
 
 
 def _tell(kind: str, notes: Iterable[Note], as_json: bool) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qmq.conf.model import Conf, Instance, site_for
-from qmq.conf.units import duration_text, octets_text
+from qmq.conf.retired import successor
+from qmq.conf.units import disk_text, duration_text, octets_text
 from qmq.mail import Address, Seconds
 from qmq.queue.schedule import expired, parse_schedule
 
@@ -53,6 +54,9 @@ def explain(conf: Conf, recipient: Address) -> Iterator[Fact]:
         conf, instance, "lifetime", f"{duration_text(instance.lifetime)}, then a bounce {_bounce(conf, instance)}"
     )
     yield _setting(conf, instance, "spool", instance.spool)
+    for old in conf.instances:
+        if successor(old) == instance.name:
+            yield Fact("retired", f"what is left in {old.name}'s queue goes here too", _place(conf, old, "."))
 
 
 def attempts(instance: Instance) -> Iterator[Seconds]:
@@ -77,12 +81,23 @@ def describe(conf: Conf) -> Iterator[Fact]:
         places["primary.listen"].place if "primary.listen" in places else "",
     )
     for instance in conf.instances:
+        if instance.retired:
+            left = f"retired, what is left goes to {successor(instance)}"
+            yield Fact(instance.name, left, _place(conf, instance, "."))
+            continue
         domains = " ".join(map(_text, instance.domains)) or "no domains"
         role = "" if instance.role == "normal" else f"{instance.role}, "
         hop = (
             f"{_text(instance.deliver)}, {len(instance.routes)} routes" if instance.routes else _text(instance.deliver)
         )
         yield Fact(f"{instance.id}:{instance.name}", f"{role}{domains} -> {hop}", _place(conf, instance, ".domains"))
+
+
+def census(conf: Conf) -> str:
+    """How many instances there are: ``5 instances``, ``5 instances and 1 retired``."""
+    retired = sum(instance.retired for instance in conf.instances)
+    count = len(conf.instances) - retired
+    return f"{count} instances" + (f" and {retired} retired" if retired else "")
 
 
 def _relayed(conf: Conf, domain: bytes) -> str:
@@ -105,8 +120,25 @@ def _limits(conf: Conf, instance: Instance) -> Iterator[Fact]:
         conf, instance, "concurrency", f"{instance.concurrency}, {instance.concurrency_per_host} to one host"
     )
     yield _setting(conf, instance, "databytes", octets_text(min(instance.databytes, conf.primary.databytes)))
-    full = f"{instance.limit_messages} messages or {octets_text(instance.limit_bytes)}, then 452"
+    then = f"then to {instance.overflow}" if instance.overflow else "then 452"
+    full = f"{instance.limit_messages} messages or {octets_text(instance.limit_bytes)} in its store, {then}"
     yield _setting(conf, instance, "limit-messages", full)
+    if instance.limit_disk is not None:
+        of = " of its device" if isinstance(instance.limit_disk, float) else " of the disk"
+        yield _setting(conf, instance, "limit-disk", f"{disk_text(instance.limit_disk)}{of}, {then}")
+    if instance.limit_age is not None:
+        yield _setting(
+            conf,
+            instance,
+            "limit-age",
+            f"while its oldest message is older than {duration_text(instance.limit_age)}, {then}",
+        )
+    free = f"{octets_text(instance.reserve)} and {instance.reserve_inodes} inodes stay free on its device, {then}"
+    yield _setting(conf, instance, "reserve", free)
+    if instance.overflow:
+        yield _setting(
+            conf, instance, "overflow", f"{instance.overflow} gets what comes while this one is past a limit"
+        )
 
 
 def _wishes(conf: Conf, instance: Instance) -> Iterator[Fact]:
@@ -131,7 +163,10 @@ def _handover(conf: Conf, instance: Instance) -> str:
         return f"{handover.protocol} to {handover.host}:{handover.port}"
     if not conf.general.workers:
         return "a call: everything is in one process"
-    worker = "a worker of its own" if instance.process == "own" else "a shared worker"
+    worker = "a shared worker"
+    if instance.process == "own":
+        memory = "" if instance.memory is None else f" with {octets_text(instance.memory)} of memory"
+        worker = f"a worker of its own{memory}"
     return f"{handover.protocol} to {worker}, within {duration_text(conf.primary.handover_time)}"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmq.conf import checks, clients, control, routes, verify
+from qmq.conf import checks, clients, control, retired, routes, verify
 from qmq.conf.control import Folder
 from qmq.conf.ground import Ground, ground
 from qmq.conf.model import Conf, General, Instance, Primary
@@ -92,7 +92,8 @@ class _Builder:
         self._elsewhere(beginnings, shares)
         rcpthosts = routes.rcpthosts(folder, self._findings)
         primary = self._primary(folder, general, beginnings, rcpthosts, shares)
-        instances = tuple(self._instance(beginning, general) for beginning in beginnings)
+        instances = tuple(self._instance(beginning, general, primary) for beginning in beginnings)
+        instances += tuple(retired.retire(general.retired, instances, general.spool, self._of_retired))
         control.say_what_is_not_here(folder, self._findings)
         conf = Conf(self._document.path, general, primary, instances, (), self._places)
         verify.verify_ground(conf, self._document, self._findings, self._here)
@@ -261,7 +262,7 @@ class _Builder:
     def _options(self, check: str) -> dict[str, str]:
         return {key: at.text for key, at in self._section(f"check {check}").items()}
 
-    def _instance(self, beginning: _Beginning, general: General) -> Instance:
+    def _instance(self, beginning: _Beginning, general: General, primary: Primary) -> Instance:
         planned, name = beginning.planned, beginning.planned.name
         values = self._values("instance", name, beginning.written)
         self._places[f"{name}."] = planned.at
@@ -272,12 +273,21 @@ class _Builder:
         values["helohost"] = values["helohost"] or general.me
         values["overflow"] = values["overflow"] or ""
         values["spool"] = values["spool"] or os.path.join(general.spool, name)
+        values["reserve"] = primary.reserve if values["reserve"] is None else values["reserve"]
+        # None is a value of theirs: no bound.
+        values["memory"] = values["memory"] if "memory" in beginning.written else general.worker_memory
+        values["files"] = values["files"] if "files" in beginning.written else general.worker_files
         if not beginning.written.get("doublebounceto"):
             values["doublebounceto"] = f"postmaster@{general.me}"
         if "qmtp-listen" not in beginning.written:
             values["qmtp_listen"] = ("127.0.0.1", general.base + planned.number)
         values["home"] = os.path.dirname(beginning.folder.path) if beginning.folder else ""
         return Instance(id=planned.text, number=planned.number, name=name, **values)
+
+    def _of_retired(self, name: str) -> Mapping[str, Any]:
+        """What the section of a retired instance says; its place is that of the word that retires it."""
+        self._places[f"{name}."] = next(at for old, _, at in retired.words(self._document) if old == name)
+        return self._values("instance", name, retired.still_said(self._section(name)))
 
     def _domains(self, beginning: _Beginning) -> tuple[bytes, ...]:
         found: list[bytes] = []

@@ -101,7 +101,8 @@ class Instance:
 
     *id* is the number as it was written (``01``), for folders. *deliver* and
     the sites of *routes* are for qmq.deliver.dial, but that ``mx`` stands for
-    the recipient's domain. Of two routes with one key the first counts.
+    the recipient's domain. Of two routes with one key the first counts. One
+    that is *retired* has no domains, no number, and ``queue:NAME`` to deliver to.
     """
 
     id: str
@@ -159,6 +160,11 @@ class Instance:
         """Whether it gets the mail for every domain that is nobody's."""
         return b"*" in self.domains
 
+    @property
+    def retired(self) -> bool:
+        """Whether it only gives away what is left in its queue."""
+        return self.role == "retired"
+
     def route(self, domain: bytes) -> bytes | None:
         """The key of the route for this domain, or None: then *deliver* counts."""
         return next((key for key in walk(domain) if key in self._routes), None)
@@ -175,6 +181,7 @@ class Conf:
 
     *places* says who decided what: the place of ``section.key``, of
     ``NAME domain PATTERN`` and ``NAME route KEY``; ``NAME.`` is the instance's.
+    *instances* ends with those that are retired.
     """
 
     path: str
@@ -215,6 +222,9 @@ class Conf:
     def instance(self, name: str) -> Instance:
         """The instance of that name; KeyError if there is none."""
         return self._names[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def owner(self, domain: bytes) -> tuple[Instance, bytes] | None:
         """Whose mail for *domain* is, and by which key: the domain, a suffix with its dot, b"" for ``*``."""

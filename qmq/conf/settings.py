@@ -41,6 +41,11 @@ def handover(text: str) -> Handover:
     return Handover(protocol, *units.host_port(where, ports[protocol])) if colon else Handover(protocol)
 
 
+def handover_text(way: Handover) -> str:
+    """The text that *handover* reads back as *way*."""
+    return f"{way.protocol}:{units.host_port_text((way.host, way.port))}" if way.host else way.protocol
+
+
 def site(text: str) -> bytes:
     """One next hop: ``mx``, or ``smtp:``, ``lmtp:``, ``qmtp:`` and ``HOST[:PORT]``."""
     raw = text.encode()
@@ -59,6 +64,11 @@ def route(text: str) -> tuple[bytes, bytes]:
         raise BadValue(f"{text!r} is no route", "write DOMAIN=SITE, such as shop.example.org=smtp:192.0.2.7")
     pattern = units.domain_pattern(key)
     return (b"" if pattern == b"*" else pattern), site(hop)
+
+
+def route_text(said: tuple[bytes, bytes]) -> str:
+    """The text that *route* reads back as *said*."""
+    return f"{said[0].decode() or '*'}={said[1].decode()}"
 
 
 def schedule(text: str) -> str:
@@ -109,6 +119,7 @@ class Setting:
 
     *each*: the value is a row of words, each read by *parse*; "rows": of
     lines. Out of *floor* and *ceiling* is an error, in classic files a warning.
+    *text* is the inverse of *parse*; *nothing* says what is not set.
     """
 
     key: str
@@ -120,25 +131,39 @@ class Setting:
     floor: float | None = None
     ceiling: float | None = None
     text: Callable[[Any], str] = str
+    nothing: str = "none"
 
     @property
     def field(self) -> str:
         """The attribute of General, Primary or Instance that has the value."""
         return self.key.replace("-", "_")
 
+    def said(self, value: Any) -> str:
+        """*value*, of a row a tuple, as an operator would write it."""
+        if value is None or value in ("", ()):
+            return self.nothing
+        return " ".join(map(self.text, value)) if self.each else self.text(value)
+
 
 def _time(key: str, default: str, help_: str, floor: float | None = 1, ceiling: float | None = None) -> Setting:
     return Setting(key, units.duration, default, help_, floor=floor, ceiling=ceiling, text=units.duration_text)
 
 
-def _size(key: str, default: str, help_: str, floor: float | None = None) -> Setting:
-    return Setting(key, units.octets, default, help_, floor=floor, text=units.octets_text)
+def _networks(key: str, default: str, help_: str, shown: str = "") -> Setting:
+    return Setting(key, units.network, default, help_, shown, each="words", text=units.network_text)
 
 
-def _count(key: str, default: str, help_: str, floor: float | None = None, ceiling: float | None = None) -> Setting:
-    return Setting(key, units.count, default, help_, floor=floor, ceiling=ceiling)
+def _size(key: str, default: str, help_: str, shown: str = "", floor: float | None = None) -> Setting:
+    return Setting(key, units.octets, default, help_, shown, floor=floor, text=units.octets_text)
 
 
+def _count(key: str, default: str, help_: str, shown: str = "", **more: Any) -> Setting:
+    return Setting(key, units.count, default, help_, shown, **more)
+
+
+_RESOLV = "those of /etc/resolv.conf"
+_DOMAINS = "all instances' domains"
+_ALL_FILES = "as many as the system allows"
 # In the order of SPAMCONTROL 2.5. All but rcpthosts do nothing until they are asked to.
 OWN_CHECKS = (
     "greetdelay", "dnsbl", "badhelo", "mfdnscheck", "rcpthosts", "tarpit", "recipients", "callout", "spf",
@@ -148,49 +173,32 @@ OWN_CHECKS = (
 
 GENERAL = (
     Setting("me", units.host_name, "", "this gateway's host name", "control/me; one of the two must say it"),
-    Setting("user", str, "", "account to become once the ports are open", "stay who started it"),
+    Setting("user", str, "", "account to become once the ports are open", "stay who started it",
+            nothing="whoever starts it"),
     Setting("spool", path, "var/spool", "folder of the stores, one below it for each instance"),
-    _count("workers", "", "processes for the instances; 0: everything in one process", ceiling=256),
-    Setting(
-        "worker-memory",
-        units.or_none("none", units.octets),
-        "2G",
-        "memory of one worker; past it it is ended and started again; none: no bound",
-        floor=64 << 20,
-        text=units.octets_text,
-    ),
-    _count("worker-files", "", "descriptors of one worker", floor=64),
-    Setting(
-        "retired",
-        retired,
-        "",
-        "OLD=NEW: OLD is no instance any more, what is left in its queue goes to NEW's",
-        "none",
-        each="words",
-    ),
-    _count("base", "", "an instance's QMTP port is base + number", floor=0, ceiling=65535),
+    _count("workers", "", "processes for the instances; 0: everything in one process", "cores - 1, at least 1",
+           ceiling=256),
+    Setting("worker-memory", units.or_none("none", units.octets), "2G",
+            "memory of one worker; past it it is ended and started again; none: no bound",
+            floor=64 << 20, text=units.octets_text),
+    _count("worker-files", "", "descriptors of one worker", _ALL_FILES, floor=64, nothing=_ALL_FILES),
+    Setting("retired", retired, "",
+            "OLD=NEW: OLD is no instance any more, what is left in its queue goes to NEW's",
+            "none", each="words", text="=".join),
+    _count("base", "", "an instance's QMTP port is base + number", "11000; with classic files 1000 if it can be had",
+           floor=0, ceiling=65535),
     Setting("log", log, "-", "file of the log, - for standard output"),
-    Setting("relay", units.network, "", "clients that may send to any domain", "none", each="words"),
+    _networks("relay", "", "clients that may send to any domain", "none"),
     _time("stop", "10s", "how long to wait at a stop for what is under way", floor=0),
     Setting("control", path, "control", "qmail's control folder of the primary, if there is one"),
-    Setting(
-        "nameservers",
-        units.name_server,
-        "",
-        "who is asked for names, HOST[:PORT]",
-        "those of /etc/resolv.conf",
-        each="words",
-    ),
-    Setting(
-        "log-format",
-        units.one_of("classic", "multilog", "json"),
-        "classic",
-        "lines as SPAMCONTROL's; the same with multilog's time stamps; or JSON objects",
-    ),
-)
+    Setting("nameservers", units.name_server, "", "who is asked for names, HOST[:PORT]", _RESOLV,
+            each="words", text=units.host_port_text, nothing=_RESOLV),
+    Setting("log-format", units.one_of("classic", "multilog", "json"), "classic",
+            "lines as SPAMCONTROL's; the same with multilog's time stamps; or JSON objects"),
+)  # fmt: skip
 
 PRIMARY = (
-    Setting("listen", units.listen, "tcp:25", "where clients come by SMTP", each="words"),
+    Setting("listen", units.listen, "tcp:25", "where clients come by SMTP", each="words", text=units.host_port_text),
     Setting("checks", word, " ".join(OWN_CHECKS), "checks in their order; options in [check NAME]", each="words"),
     Setting("verdicts", units.one_of("rcpt", "at-once"), "rcpt",
             "when a client, its HELO or its sender is refused: at each RCPT, so that the log has both, or at once"),
@@ -203,8 +211,8 @@ PRIMARY = (
             "whether a client's name is looked up; confirmed: a name that does not lead back is unknown"),
     _time("reverse-time", "5s", "so long the name is waited for; then it is unknown", floor=0.1, ceiling=60),
     Setting("localiphost", units.host_name, "", "our name for recipients at [our IP address]", "me"),
-    Setting("rcpthosts", units.domain_pattern, "", "take mail for these domains only", "all instances' domains",
-            each="words"),
+    Setting("rcpthosts", units.domain_pattern, "", "take mail for these domains only", _DOMAINS,
+            each="words", text=bytes.decode, nothing=_DOMAINS),
     Setting("greeting", line, "", "the banner's text; its first word is a host name", "me"),
     _size("databytes", "50M", "largest message", floor=65536),
     _size("databytes-most", "1G", "largest message of clients whose own databytes is larger, or none", floor=65536),
@@ -219,13 +227,14 @@ PRIMARY = (
     _time("session", "1h", "longest session", floor=300),
     _count("sessions", "1000", "clients at once", floor=1),
     _count("sessions-per-client", "50", "clients at once from one address", floor=1),
-    Setting("limit-exempt", units.network, "", "clients without the limit above", "none", each="words"),
+    _networks("limit-exempt", "", "clients without the limit above", "none"),
     Setting("certificate", path, "", "PEM file of the certificate and its chain, for STARTTLS", "no STARTTLS"),
     Setting("key", path, "", "PEM file of its key", "in the certificate's file"),
     # The usual client waits 300 s for our answer; twice the limit of a hand-over must fit (RFC 5321 4.5.3.2.6: 10 min).
     _time("handover-time", "120s", "limit of one hand-over, the instance's filters included", ceiling=120),
     _count("handover-connections", "4", "connections to each instance", floor=1),
-    Setting("share", units.share, "0.1", "part of the sessions that may wait for one instance"),
+    Setting("share", units.share, "0.1", "part of the sessions that may wait for one instance",
+            text=units.share_text),
     Setting("retry", schedule, "1s 2s 5s 10s*6 30s*10 1m*60 5m", "when hand-overs are tried again"),
     _time("lifetime", "7d", "how long a hand-over is tried"),
     _count("budget-messages", "100000", "messages kept here for one instance; then 452 for that one", floor=1),
@@ -239,11 +248,14 @@ INSTANCE = (
     Setting("role", units.one_of("normal", "bounce", "storm"), "normal",
             "bounce: sends the bounces of all; storm: set aside for floods, gets what its domains say"),
     Setting("domains", units.domain_pattern, "",
-            "whose mail it gets: example.org, .example.org (below it), * (every other)", "none", each="words"),
+            "whose mail it gets: example.org, .example.org (below it), * (every other)", "none", each="words",
+            text=bytes.decode),
     Setting("deliver", site, "mx",
-            "next hop: mx, smtp:HOST[:PORT], lmtp:..., qmtp:...; several: tried in this order", each="words"),
+            "next hop: mx, smtp:HOST[:PORT], lmtp:..., qmtp:...; several: tried in this order", each="words",
+            text=bytes.decode),
     Setting("route", route, "",
-            "exceptions, DOMAIN=SITE, one a line; classic: smtproutes, qmtproutes", "none", each="words"),
+            "exceptions, DOMAIN=SITE, one a line; classic: smtproutes, qmtproutes", "none", each="words",
+            text=route_text),
     _count("concurrency", "120", "deliveries at once; 0: hold"),
     _count("concurrency-per-host", "20", "deliveries at once to one host", floor=1),
     Setting("retry", schedule, "quadratic 20", "when to try again: qmail's, or times such as 1m 5m*3 1h*6 4h"),
@@ -255,48 +267,47 @@ INSTANCE = (
             "who gets bounces that cannot be delivered; none", "postmaster@ me"),
     _size("bouncemaxbytes", "64K", "of the message, so much goes into its bounce"),
     Setting("helohost", units.host_name, "", "the name in EHLO", "me"),
-    Setting("bind", units.address_or_nothing, "", "source address of deliveries", "any"),
+    Setting("bind", units.address_or_nothing, "", "source address of deliveries", "any", nothing="any"),
     Setting("spool", path, "", "folder of its store, on a device of its own if wanted", "NAME below spool of [qmq]"),
     Setting("handover", handover, "qmtp",
             "how it gets mail: qmtp, smtp or lmtp; with :HOST:PORT it is on another host; "
-            "qmq:HOST:PORT if qmq runs there"),
+            "qmq:HOST:PORT if qmq runs there", text=handover_text),
     Setting("process", units.one_of("shared", "own"), "shared", "own: a worker process of its own"),
     Setting("memory", units.or_none("none", units.octets), "",
             "with process = own: memory of its worker; none: no bound", "worker-memory of [qmq]",
             floor=64 << 20, text=units.octets_text),
-    _count("files", "", "with process = own: descriptors of its worker", floor=64),
+    _count("files", "", "with process = own: descriptors of its worker", "worker-files of [qmq]", floor=64,
+           nothing=_ALL_FILES),
     _time("timeoutconnect", "60s", "limit of one connection attempt"),
     _time("timeoutremote", "300s", "limit of each wait for the next hop's answer"),
-    Setting("peers", units.network, "127.0.0.1 ::1", "who may bring mail by QMTP over TCP", each="words"),
-    Setting(
-        "qmq-peers",
-        units.network,
-        "",
-        "other gateways that may hand over by QMTP with our extension; they are trusted like ourselves",
-        "none",
-        each="words",
-    ),
+    _networks("peers", "127.0.0.1 ::1", "who may bring mail by QMTP over TCP"),
+    _networks("qmq-peers", "",
+              "other gateways that may hand over by QMTP with our extension; they are trusted like ourselves", "none"),
     Setting("qmtp-listen", units.or_none("none", units.listen), "", "where it listens for QMTP; none",
-            "127.0.0.1, base + number"),
+            "127.0.0.1, base + number", text=units.host_port_text),
     _size("databytes", "50M", "largest message", floor=65536),
     _count("hops", "100", "Received fields at which a message counts as looping", floor=10),
-    Setting("recipients", path, "", "file of the recipients it knows, as control/recipients", "the primary's"),
+    Setting("recipients", path, "", "file of the recipients it knows, as control/recipients", "the primary's",
+            nothing="the primary's"),
     Setting("badmailfrom", path, "", "senders it does not want, beside the primary's control/badmailfrom", "none"),
     Setting("spf", units.or_none("none", units.spf_level), "none",
             "SPF level for its recipients, 0 to 6; none: the client's"),
     Setting("spam-threshold", units.or_none("none", units.number), "none",
-            "spam score from which on its mail is refused, -1: not scanned; none: what control/spamdomains says"),
+            "spam score from which on its mail is refused, -1: not scanned; none: what control/spamdomains says",
+            text=units.number_text),
     Setting("callout", units.one_of("no", "open", "closed"), "no",
             "whether its next hop is asked for each recipient; if it does not answer: open takes it, closed says 450"),
     Setting("delay-notice", units.or_none("never", units.duration), "never",
-            "tell the sender after this time; or never"),
+            "tell the sender after this time; or never", text=units.duration_text, nothing="never"),
     _count("limit-messages", "1000000", "messages in its store; then 452", floor=1),
     _size("limit-bytes", "50G", "octets in its store; then 452"),
     Setting("limit-disk", units.or_none("none", units.disk), "none",
-            "what its store may take of the disk, 20G or 25% of its device; then 452; none: all but the reserve"),
+            "what its store may take of the disk, 20G or 25% of its device; then 452; none: all but the reserve",
+            text=units.disk_text),
     Setting("limit-age", units.or_none("none", units.duration), "none",
-            "age of the oldest message in its store; then 452 until that one is gone; none: no bound"),
-    _size("reserve", "", "free space on its device below which it takes no mail"),
+            "age of the oldest message in its store; then 452 until that one is gone; none: no bound",
+            text=units.duration_text),
+    _size("reserve", "", "free space on its device below which it takes no mail", "reserve of [primary]"),
     _count("reserve-inodes", "1000", "free inodes there, likewise"),
     Setting("overflow", word, "", "instance that gets the mail instead of a 452 while this one is past a limit",
             "none: 452"),

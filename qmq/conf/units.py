@@ -86,6 +86,11 @@ def number(text: str) -> float:
     return float(text)
 
 
+def number_text(value: float) -> str:
+    """The shortest text that *number* reads back as *value*."""
+    return f"{value:.9g}"
+
+
 def spf_level(text: str) -> int:
     """0 to 6."""
     if not re.fullmatch("[0-6]", text):
@@ -102,9 +107,19 @@ def share(text: str) -> float:
     return value
 
 
+def share_text(value: float) -> str:
+    """The shortest text with a ``%`` that *share* reads back as *value*."""
+    return f"{value * 100:.6f}".rstrip("0").rstrip(".") + "%"
+
+
 def disk(text: str) -> Octets | float:
     """``20G``, or a share of a device: ``25%`` is 0.25."""
     return share(text) if text.endswith("%") else octets(text)
+
+
+def disk_text(value: Octets | float) -> str:
+    """The text that *disk* reads back as *value*."""
+    return share_text(value) if isinstance(value, float) else octets_text(value)
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -134,6 +149,11 @@ def network(text: str) -> Network:
     except ValueError:
         raise BadValue(f"{text!r} is no address or network", "write 192.0.2.1, 10.0.0.0/8 or ::1") from None
     raise BadValue(f"{text!r} is an address within a network", f"write {right}, or the address alone")
+
+
+def network_text(net: Network) -> str:
+    """The shortest text that *network* reads back as *net*: one address is not a network of one."""
+    return str(net.network_address) if net.prefixlen == net.max_prefixlen else str(net)
 
 
 def address_or_nothing(text: str) -> str:
@@ -200,6 +220,14 @@ def host_port(text: str, default: int = 0) -> tuple[str, int]:
         raise BadValue(f"{text!r} is no HOST:PORT", "write 127.0.0.1:2525, [::1]:2525 or mail.example.org:25")
     host = address_or_nothing(match[1]) if match[1].startswith("[") else host_name(match[1])
     return host, default if match[2] is None else port(match[2])
+
+
+def host_port_text(where: tuple[str, int]) -> str:
+    """The text that *listen*, and for a host *host_port*, read back as *where*."""
+    host, number = where
+    if not host:
+        return f"tcp:{number}"
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
 
 def name_server(text: str) -> tuple[str, int]:

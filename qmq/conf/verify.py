@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from qmq.conf import clients
+from qmq.conf import clients, retired
 from qmq.conf.control import Folder
 from qmq.conf.ground import Ground
 from qmq.conf.model import Conf, Instance, Listen
@@ -33,6 +33,9 @@ def verify(conf: Conf, document: Document, findings: Findings) -> None:
     _stores(conf, findings)
     _ports(conf, document, findings)
     _lifetimes(conf, findings)
+    _overflows(conf, findings)
+    _bounds(conf, findings)
+    retired.verify(conf, document, findings)
     _certificate(conf, findings)
 
 
@@ -60,7 +63,7 @@ def _names(conf: Conf, document: Document, findings: Findings) -> None:
 
 
 def _sections(conf: Conf, document: Document, findings: Findings) -> None:
-    names = [planned.name for planned in document.plan]
+    names = [planned.name for planned in document.plan] + [old for old, _, _ in retired.words(document)]
     checks = [name for name, _ in conf.primary.checks]
     for name, section in document.sections.items():
         if name in {"qmq", "primary", "instances"} or name in names or clients.is_section(name):
@@ -189,10 +192,69 @@ def _listening(conf: Conf, document: Document) -> Iterator[tuple[str, Written, L
 
 def _lifetimes(conf: Conf, findings: Findings) -> None:
     for instance in conf.instances:
-        if instance.lifetime < 3600:
+        if instance.lifetime < 3600 and not instance.retired:
             at = place(conf, instance, "lifetime")
             remedy = "qmail's number is in seconds: 86400 is a day" if at.classic else "24h is a day"
             findings.warning(at, f"mail is given up after {duration_text(instance.lifetime)}", remedy)
+
+
+def _overflows(conf: Conf, findings: Findings) -> None:
+    """Mail that overflows comes to an instance that takes it, and does not go round."""
+    takers = [i.name for i in conf.instances if i.role in {"storm", "normal"}]
+    takers.sort(key=lambda name: conf.instance(name).role != "storm")  # that is what one is for
+    for instance in conf.instances:
+        if not (name := instance.overflow):
+            continue
+        at = place(conf, instance, "overflow")
+        others = [taker for taker in takers if taker != instance.name]
+        remedy = f"write overflow = {others[0]}, or cut this line" if others else "cut this line"
+        target = conf.instance(name) if name in conf else None
+        if target is None:
+            close = get_close_matches(name, others, 1, 0.6)
+            what, remedy = "is no instance", f"do you mean {close[0]}?" if close else remedy
+        elif target is instance:
+            what = "is this instance itself"
+        elif target.retired:
+            what = "is retired and takes no mail"
+        elif target.role == "bounce":
+            what = "sends the bounces of all, and they would wait behind this mail"
+        elif _first_of_circle(conf, instance):
+            what = f"leads back to {instance.name}"
+        else:
+            continue
+        findings.error(at, f"overflow: {name} {what}", remedy)
+
+
+def _first_of_circle(conf: Conf, start: Instance) -> bool:
+    """Whether overflows from *start* lead back to it; of a circle one is told, the first of [instances]."""
+    names = [start.name]
+    while (name := conf.instance(names[-1]).overflow) and name in conf and name not in names:
+        names.append(name)
+    return name == start.name and start is next(i for i in conf.instances if i.name in names)
+
+
+def _bounds(conf: Conf, findings: Findings) -> None:
+    """Limits that do not do what somebody means by them."""
+    if conf.primary.processes > 1 and not conf.general.workers:
+        findings.error(
+            conf.places["primary.processes"],
+            f"processes: with workers = 0 everything is in one process, not in {conf.primary.processes}",
+            "write workers = 1 or more into [qmq], or cut this line",
+        )
+    for instance in conf.instances:
+        if instance.retired:
+            continue
+        if instance.limit_age is not None and instance.limit_age < 60:
+            text = f"{instance.name} takes no mail once a message is {duration_text(instance.limit_age)} old"
+            remedy = "a message that is deferred once is older: write 1h or more"
+            findings.warning(place(conf, instance, "limit-age"), text, remedy)
+        for key in ("memory", "files"):
+            if instance.process != "own" and (at := conf.places.get(f"{instance.name}.{key}")) is not None:
+                findings.warning(
+                    at,
+                    f"{key} does not count: {instance.name} shares its worker",
+                    f"write process = own too, or worker-{key} into [qmq]",
+                )
 
 
 def _certificate(conf: Conf, findings: Findings) -> None:

@@ -71,6 +71,21 @@ def _text(variable: Variable, text: str) -> str:
 _SAID = {"flag": _flag, "count": _count, "time": _time, "size": _size, "text": _text}
 
 
+def said(variable: Variable, text: str | None) -> str:
+    """What *raw* reads back as *text*."""
+    if text is None:
+        return "none"
+    match variable.kind:
+        case "flag":
+            return text or "yes"
+        case "size":
+            return units.octets_text(int(text)) if int(text) else "none"
+        case "time":
+            return "notorious" if (variable.name, text) == ("TARPITDELAY", "999") else units.duration_text(int(text))
+        case _:
+            return text or ("list" if variable.name in _LISTS else text)
+
+
 def word_of(at: Written) -> str:
     """A value of one word or line, whatever lines it stands on."""
     return " ".join(at.text.split("\n"))

@@ -13,8 +13,9 @@ from twisted.python import usage
 from qmq.conf.explain import census
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
-from qmq.processes import CHILD
+from qmq.cord import CHILD
 from qmq.reactor import install
+from qmq.service.crews import takes_mail
 from qmq.service.gateway import Gateway
 
 # Before anything imports twisted.internet.reactor, which installs one.
@@ -48,7 +49,8 @@ class Options(usage.Options):
         self.only = tuple(name for name in self["only"].replace(",", " ").split() if name)
         names = {"primary", *(i.name for i in self.conf.instances)}
         for name in self.only:
-            if name not in names:
+            # A worker that takes mail is called after the store that it has.
+            if name not in names and not (CHILD in os.environ and takes_mail(name)):
                 raise usage.UsageError(f"--only {name}: no such role; there are {', '.join(sorted(names))}")
         if self["check"]:
             sys.stdout.write(f"{self.conf.path}: fine, {census(self.conf)}\n")

@@ -40,7 +40,12 @@ from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
 from qmq.receive.draft import Drafts
 from qmq.receive.qmtp import QMTPFactory
-from qmq.routing import ByDomain, HandOverDialler, InProcess, Intake, OpenTokens, Router
+from qmq.routing.diallers import HandOverDialler
+from qmq.routing.hops import InProcess
+from qmq.routing.intake import Intake
+from qmq.routing.router import ByDomain, Router
+from qmq.routing.states import States
+from qmq.routing.tokens import OpenTokens
 from qmq.service import gateway as root
 from qmq.service.common import House
 from qmq.service.instance import InstanceService
@@ -218,17 +223,23 @@ class Primary(Process):
         super().__init__("primary", memory, now)
         clock = self.clock
         self.tokens = OpenTokens(self.spool.next_token, lambda: self.spool.lowest)
+        states = States(clock.seconds)
         self.intake = Intake(
-            lambda _: "one", clock.seconds, clock.seconds, self.spool.free,
+            lambda _: "one", lambda _: "", states, clock.seconds, self.spool.free, {},
             sessions=100, share=0.5, budget=(10**6, 10**12, WEEK),
         )  # fmt: skip
         hops = {"one": QMTPClient(clock, net.connect, extension=True, low=self.tokens.lowest, mta="one")}
         self.open(
-            HandOverDialler(hops, self.intake.waiting), lambda _: b"one", bounces,
+            HandOverDialler(hops, self.intake.waiting, states.away), lambda _: b"one", bounces,
             concurrency=120, slots=8, slots_max=16, back_off=(0.5, 5),
         )  # fmt: skip
         self.bouncer.hop = ByDomain(lambda _: "bounces", {"bounces": self.bouncer.hop})
-        self.router = Router(lambda _: "one", hops, self.queue, self.intake, Quiet(), clock.seconds)
+        self.router = Router(lambda _: "one", hops, self, self.intake, states.away, Quiet(), clock.seconds)
+
+    def take(self, message, names):
+        """As the primary's store does."""
+        token = message.envelope.token
+        return self.queue.take(message, [name.encode() for name in names], token.seq + 1)
 
 
 class Quiet:

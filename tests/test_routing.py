@@ -6,8 +6,13 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from qmq.interfaces import IConnection, IDialler, INextHop
-from qmq.mail import Address, Envelope, MemoryBody, Message, Reply, Token
-from qmq.routing import HandOverDialler, InProcess, Intake, OpenTokens, Router, Waiting
+from qmq.mail import Address, DeliveryFailure, Entry, Envelope, MemoryBody, Message, Reply, Token
+from qmq.routing.diallers import HandOverDialler, MoveDialler
+from qmq.routing.hops import InProcess
+from qmq.routing.intake import Intake
+from qmq.routing.router import Router
+from qmq.routing.states import States, Waiting
+from qmq.routing.tokens import OpenTokens
 
 K = Reply(250, "2.0.0", "ok", mta="customer1")
 Z = Reply(451, "4.3.0", "filter is busy", mta="customer1")
@@ -49,27 +54,26 @@ class RouterTests(SynchronousTestCase):
         self.time = 1000.0
         self.free = True
         self.c1, self.c2 = Hop(), Hop()
-        self.own = Hop()
-        self.own.send = self._own
         self.kept = []
+        self.kept_for = []
         self.own_replies = None
+        self.overflow = {}
         names = {b"one": "c1", b"two": "c2"}
+        self.states = States(lambda: self.time)
         self.intake = Intake(
-            lambda a: names.get(a.domain), lambda: self.time, lambda: self.time, lambda: self.free,
-            sessions=20, share=0.1, budget=(3, 10_000, 600),
+            lambda a: names.get(a.domain), lambda name: self.overflow.get(name, ""), self.states, lambda: self.time,
+            lambda: self.free, {}, sessions=20, share=0.1, budget=(3, 10_000, 600),
         )  # fmt: skip
         self.router = Router(
-            lambda a: names.get(a.domain),
-            {"c1": self.c1, "c2": self.c2},
-            self.own,
-            self.intake,
-            Log(),
+            self.intake.instance, {"c1": self.c1, "c2": self.c2}, self, self.intake, self.states.away, Log(),
             lambda: self.time,
-        )
+        )  # fmt: skip
         verifyObject(INextHop, self.router)
 
-    def _own(self, message):
+    def take(self, message, names):
+        """The primary's own store."""
         self.kept.append(message)
+        self.kept_for.append(names)
         return succeed(self.own_replies or [KEPT] * len(message.envelope.recipients))
 
     def send(self, *recipients):
@@ -162,7 +166,7 @@ class RouterTests(SynchronousTestCase):
 
     def test_full_instance(self):
         """A full instance's recipients get 452 while its word is fresh; older than 5 s means accept."""
-        self.intake.tell("c1", {"full": True})
+        self.states.tell("c1", {"full": "limit-bytes"})
         self.assertEqual(self.intake.recipient(None, None, Address(b"a", b"one")).reply.code, 452)
 
         self.time += 6
@@ -177,6 +181,62 @@ class RouterTests(SynchronousTestCase):
 
         self.assertEqual(self.intake.recipient(None, None, Address(b"a", b"one")).reply.code, 452)
         self.assertIsNone(self.intake.recipient(None, None, Address(b"a", b"two")))
+
+    def test_away(self):
+        """What is for an instance whose process is not running is kept at once: its clients do not wait."""
+        self.states.tell("c1", {"away": True})
+
+        self.assertEqual(self.send("a@one"), [KEPT])
+        self.assertEqual((self.c1.sent, self.kept_for), ([], [["c1"]]))
+        self.assertEqual(self.kept[0].envelope.origin.born, self.time)
+        self.assertEqual(self.send("a@two"), [K])
+
+    def test_back(self):
+        """Whoever keeps mail for it hears when it is there again; nobody hears of the others."""
+        heard = []
+        self.states.back.append(heard.append)
+
+        self.states.tell("c1", {})
+        self.states.tell("c1", {"away": True})
+        self.assertEqual(heard, [])
+        self.states.tell("c1", {"refusing": False})
+
+        self.assertEqual(heard, ["c1"])
+        self.assertEqual(self.send("a@one"), [K])
+
+    def test_away_is_news(self):
+        """A word older than 5 s counts for nothing: then it is asked itself."""
+        self.states.tell("c1", {"away": True})
+        self.time += 6
+
+        self.assertEqual(self.send("a@one"), [K])
+
+    def test_overflow(self):
+        """What an instance past its limits cannot take goes to its overflow instead of a 452."""
+        self.overflow["c1"] = "c2"
+        self.states.tell("c1", {"full": "limit-messages"})
+
+        self.assertIsNone(self.intake.recipient(None, None, Address(b"a", b"one")))
+        self.assertEqual(self.send("a@one"), [K])
+        self.assertEqual((len(self.c1.sent), len(self.c2.sent)), (0, 1))
+
+    def test_overflow_full_too(self):
+        """If the overflow takes nothing either, the recipient gets 452, and mail goes where it belongs."""
+        self.overflow["c1"] = "c2"
+        self.states.tell("c1", {"refusing": True})
+        self.states.tell("c2", {"full": "disk"})
+
+        self.assertEqual(self.intake.recipient(None, None, Address(b"a", b"one")).reply.code, 452)
+        self.assertEqual(self.intake.instance(Address(b"a", b"one")), "c1")
+
+    def test_doubt_is_not_diverted(self):
+        """A hand-over without an answer is repeated to the same instance, whoever should get the domain's mail now."""
+        self.overflow["c1"] = "c2"
+        self.states.tell("c1", {"full": "limit-age"})
+        self.c2.replies = [[UNKNOWN]]
+
+        self.assertEqual(self.send("a@one"), [KEPT])
+        self.assertEqual(self.kept_for, [["c2"]])
 
     def test_disk_reserve(self):
         """Below the disk reserve nothing is taken at MAIL."""
@@ -213,7 +273,7 @@ class HandOverDiallerTests(SynchronousTestCase):
         hop, waiting = Hop(), {"c1": Waiting()}
         first, second = message("a@one"), message("b@one", seq=2)
         waiting["c1"].add(first.envelope.token.id, 10, 0)
-        dialler = HandOverDialler({"c1": hop}, waiting)
+        dialler = HandOverDialler({"c1": hop}, waiting, lambda _: False)
         verifyObject(IDialler, dialler)
         work = Work(second)
         connection = self.successResultOf(dialler.dial(b"c1", work))
@@ -229,12 +289,62 @@ class HandOverDiallerTests(SynchronousTestCase):
         """An instance that can't be reached is left alone for a while, like any dead host."""
         hop = Hop([UNKNOWN])
         work = Work(message("b@one", seq=2))
-        connection = self.successResultOf(HandOverDialler({"c1": hop}, {}).dial(b"c1", work))
+        connection = self.successResultOf(HandOverDialler({"c1": hop}, {}, lambda _: False).dial(b"c1", work))
 
         connection.send(message("a@one"))
 
         self.assertEqual(work.losts, [UNKNOWN])
         self.assertEqual(len(hop.sent), 1)
+
+
+    def test_away(self):
+        """Nobody is dialled who is away, nor who is no more; the schedule brings its mail later."""
+        dialler = HandOverDialler({"c1": Hop()}, {}, lambda name: name == "c1")
+        for site in (b"c1", b"c9"):
+            failure = self.failureResultOf(dialler.dial(site, Work()), DeliveryFailure)
+            self.assertTrue(failure.value.reply.temporary)
+
+
+class MoveDiallerTests(SynchronousTestCase):
+    """An instance's queue whose site is another instance."""
+
+    def setUp(self):
+        self.hop = Hop()
+        self.entry = Entry(77, message("a@one"), b"queue:c2", 500.0)
+        self.elsewhere = []
+        entries = {id(self.entry.message): self.entry}
+        self.dialler = MoveDialler(self, {"c2": self.hop}.get, lambda m: entries.get(id(m)), lambda: b"store1")
+        verifyObject(IDialler, self.dialler)
+
+    def dial(self, site, work):
+        """Any other site."""
+        self.elsewhere.append(site)
+        return Deferred()
+
+    def test_moved(self):
+        """The other queue hears a token of its own for the move, whose it is, and how old."""
+        work = Work()
+        connection = self.successResultOf(self.dialler.dial(b"queue:c2", work))
+
+        connection.send(self.entry.message)
+
+        (sent,) = self.hop.sent
+        self.assertEqual(sent.envelope.token, Token(b"store1.m", 77))
+        self.assertEqual(sent.envelope.origin.born, 500.0)
+        self.assertEqual(sent.envelope.recipients, self.entry.message.envelope.recipients)
+        self.assertEqual(work.done, [(self.entry.message, [K])])
+
+    def test_hosts(self):
+        """All other sites are hosts, as ever."""
+        self.dialler.dial(b"smtp:mx.one:25", Work())
+
+        self.assertEqual(self.elsewhere, [b"smtp:mx.one:25"])
+
+    def test_no_such_queue(self):
+        """A queue that is not there may be there later."""
+        failure = self.failureResultOf(self.dialler.dial(b"queue:c9", Work()), DeliveryFailure)
+
+        self.assertTrue(failure.value.reply.temporary)
 
 
 class TokenTests(SynchronousTestCase):

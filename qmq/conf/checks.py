@@ -7,7 +7,9 @@ conf-qmq's line. A bad line in a check's own file: at that file's line.
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -25,8 +27,15 @@ from qmq.rules.watched import BadLine, Files
 
 
 def room(conf: Conf) -> str:
-    """A folder for files that live as long as a check."""
-    return os.path.join(conf.general.spool, "primary", "checks")
+    """A folder of this process for files that live as long as a check."""
+    return os.path.join(conf.general.spool, "run", f"checks.{os.getpid()}")
+
+
+def sweep(conf: Conf) -> None:
+    """Remove the rooms of processes that are no more."""
+    for folder in glob.glob(os.path.join(glob.escape(conf.general.spool), "run", "checks.*")):
+        if not os.path.exists(f"/proc/{folder.rpartition('.')[2]}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:

@@ -72,6 +72,21 @@ def _fit(text: bytes | str) -> str:
     return _UNFIT.sub("", os.fsdecode(text) if isinstance(text, bytes) else text)
 
 
+def of_envelope(message: Message) -> dict[str, str]:
+    """As surroundings, where only the envelope is known: at an instance."""
+    envelope, origin = message.envelope, message.envelope.origin
+    found: dict[str, bytes | str] = {
+        "PATH": os.environ.get("PATH", _PATH),
+        "PROTO": "TCP",
+        "TCPREMOTEIP": origin.client,
+        "TCPREMOTEPORT": str(origin.port),
+        "HELOHOST": origin.helo,
+        "MAILFROM": bytes(envelope.sender),
+        "RCPTTO": b"".join(bytes(recipient) + b" " for recipient in envelope.recipients),
+    }
+    return {name: _fit(text) for name, text in found.items()}
+
+
 def queue_envelope(message: Message) -> bytes:
     """The envelope as qmail-queue reads it: F, the sender, NUL; T, a recipient, NUL, for each; NUL."""
     envelope = message.envelope

@@ -14,14 +14,16 @@ from typing import Any
 from qmq.conf.model import Conf
 from qmq.deliver.mx import MX
 from qmq.dns.resolver import Resolver
-from qmq.log import EventLog, to_descriptor
-from qmq.mail import Clock
-from qmq.spool.sqlite import SQLiteTable
+from qmq.log import EventLog, LogFile, to_descriptor
+from qmq.mail import Clock, Octets, Seconds
+from qmq.spool.sqlite import INODES, SQLiteTable
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
 
 # Writer threads of a process: as many stores can be waiting for their disks at once.
 _WRITERS = 4
+# What a process that is stopping may take beyond the `stop` of conf-qmq.
+_LEAVING: Seconds = 15
 # sys.stdout is twistd's log by now.
 STDOUT = 1
 
@@ -40,7 +42,17 @@ class House:
     writers: Writers
     resolver: Resolver
     mx: MX
+    file: LogFile | None = None  # the log's, if it is one
     wall: Clock = field(default=time.time)
+
+    def reopen(self) -> None:
+        """The log's file, if it was moved away (logrotate)."""
+        if self.file is not None:
+            try:
+                self.log.flush()
+                self.file.reopen()
+            except OSError as error:
+                self.log.warning(f"the log goes on into the file that is open: {error}")
 
     def close(self) -> None:
         """After all services have stopped."""
@@ -50,10 +62,7 @@ class House:
 
 def open_house(reactor: Any, conf: Conf) -> House:
     """As *conf* says."""
-    if conf.general.log == "-":
-        descriptor = STDOUT
-    else:
-        descriptor = os.open(conf.general.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    file = None if conf.general.log == "-" else LogFile(conf.general.log)
     resolver = Resolver(reactor, servers=conf.general.nameservers or None)
     own = OwnAddresses(reactor, lambda: house.conf)
     mx = MX(resolver, own=own, own_names=[conf.general.me], random=random.SystemRandom())
@@ -61,7 +70,7 @@ def open_house(reactor: Any, conf: Conf) -> House:
         reactor,
         conf,
         EventLog(
-            to_descriptor(descriptor),
+            to_descriptor(STDOUT) if file is None else file,
             reactor,
             time.time,
             json=conf.general.log_format == "json",
@@ -70,6 +79,7 @@ def open_house(reactor: Any, conf: Conf) -> House:
         Writers(_WRITERS, call_from_thread=reactor.callFromThread),
         resolver,
         mx,
+        file,
     )
     return house
 
@@ -112,11 +122,20 @@ def machine_addresses(proc: str = "/proc/net") -> set[str]:
     return found
 
 
-def spool(house: House, folder: str) -> Store:
-    """The durable store of a queue, in *folder*."""
-    primary = house.conf.primary
-    table = SQLiteTable(folder, reserve=primary.reserve)
-    return Store(table, clock=house.reactor, writers=house.writers, wall=house.wall, inline=primary.inline)
+def spool(
+    house: House, folder: str, reserve: Octets, inodes: int = INODES, share: Octets | float | None = None
+) -> Store:
+    """
+    The durable store of a queue, in *folder*.
+
+    At its start it waits for another process that is leaving it, a little longer than that may take.
+    """
+    conf = house.conf
+    return Store(
+        SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share),
+        clock=house.reactor, writers=house.writers, wall=house.wall, inline=conf.primary.inline,
+        patience=conf.general.stop + _LEAVING,
+    )  # fmt: skip
 
 
 def say(line: str) -> None:

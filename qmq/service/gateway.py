@@ -7,44 +7,36 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.defer import Deferred, FirstError, ensureDeferred, gatherResults, maybeDeferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.admin.control import ControlFactory, Desk
-from qmq.conf.load import load
-from qmq.conf.model import Conf, Instance
-from qmq.conf.written import ConfErrors
+from qmq.conf.model import Conf
+from qmq.cord import CHILD
+from qmq.lifeline import Lifeline
+from qmq.notify import Notifier
 from qmq.privileges import CannotDrop, become, own
-from qmq.processes import CHILD, Lifeline, Workers
-from qmq.routing import InProcess
-from qmq.service import instance as instances
-from qmq.service import primary as primaries
+from qmq.processes import Workers
+from qmq.routing.states import States
 from qmq.service.common import House, open_house, say
-from qmq.service.handover import hop_to
+from qmq.service.crews import Roles, crew, crews, free_stores, listeners, takes_mail
+from qmq.service.handover import Hops
+from qmq.service.heirs import Heirs
 from qmq.service.instance import InstanceService
+from qmq.service.kept import store
 from qmq.service.primary import PrimaryService
+from qmq.service.reload import Reload
+from qmq.service.succession import Succession
 from qmq.sockets import CannotListen, Listener, Sockets, reachable
 
 log = Logger()
-
-
-def crews(conf: Conf) -> dict[str, tuple[str, ...]]:
-    """Which worker runs which instances: `process = own` has one of its own, the rest are dealt out evenly."""
-    dealt: dict[str, list[str]] = {}
-    local = [i for i in conf.instances if not i.handover.host]
-    shared = [i for i in local if i.process != "own"]
-    for n, instance in enumerate(shared):
-        dealt.setdefault(f"worker-{n % max(1, conf.general.workers) + 1}", []).append(instance.name)
-    for instance in local:
-        if instance.process == "own":
-            dealt[f"worker-{instance.name}"] = [instance.name]
-    return {name: tuple(crew) for name, crew in dealt.items()}
 
 
 class Gateway(MultiService):
@@ -56,22 +48,36 @@ class Gateway(MultiService):
     roles and no others, with inherited sockets if a main process started us.
     """
 
-    def __init__(self, reactor: Any, conf: Conf, only: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, reactor: Any, conf: Conf, only: Sequence[str], environ: MutableMapping[str, str]) -> None:
         super().__init__()
-        self._reactor = reactor
-        self._conf = conf
-        self._child = environ.get(CHILD, "")
-        self._sockets = Sockets()
-        self._sockets.inherit(environ)
-        names = [i.name for i in conf.instances if not i.handover.host]
-        self._crews = {} if only or not conf.general.workers else crews(conf)
-        self._primary_here = not only or "primary" in only
-        self._here = [name for name in names if (name in only if only else not self._crews)]
-        self._process = self._child or ("-".join(only) if only else "main")
-        self._house: House | None = None
-        self.primary: PrimaryService | None = None
+        self.reactor = reactor
+        self.conf = conf
+        self.only = tuple(only)
+        self.child = environ.get(CHILD, "")
+        self.sockets = Sockets()
+        self.sockets.inherit(environ)
+        self.reloading = Reload(self)
+        self.succession = Succession(self, environ)
+        self.process = self.child or ("-".join(only) if only else "main")
+        self.states = States(reactor.seconds)
+        self.known: dict[str, dict[str, Any]] = {}  # of instances in workers: what was last heard
+        self.waiting: dict[str, dict[str, int]] = {}  # of workers that take mail: what they keep for whom
+        self.stores: tuple[str, ...] = ()  # of the primaries that are ours or our workers'
+        self.roles: Roles = ()  # of this process
+        self.crews: dict[str, Roles] = {}
+        self.given: dict[str, Sequence[str]] = {}  # the words of the sockets that each worker has
         self.instances: dict[str, InstanceService] = {}
-        self._workers: Workers | None = None
+        self.primary: PrimaryService | None = None
+        self.workers: Workers | None = None
+        self.heirs: Heirs | None = None
+        self.notifier = Notifier(environ, reactor, self._status)
+        self._environ = environ
+        self._house: House | None = None
+        self._watch = LoopingCall(self._tell)
+        self._watch.clock = reactor
+        self.control: Any = None  # the port that commands come to
+
+    # To start
 
     def privilegedStartService(self) -> None:
         """As root, if we are: folders and sockets, then never root again."""
@@ -83,113 +89,159 @@ class Gateway(MultiService):
         super().privilegedStartService()
 
     def _prepare(self) -> None:
-        conf = self._conf
+        conf = self.conf
         _more_descriptors()
-        for folder in (conf.general.spool, os.path.join(conf.general.spool, "run")):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            own(folder, conf.general.user)
-        for instance in conf.instances:
-            os.makedirs(instance.spool, mode=0o700, exist_ok=True)
-            own(instance.spool, conf.general.user)
-        if not self._child:
-            wanted = self._listeners()
-            self._sockets.open(wanted)
+        self.make_folders(conf)
+        if not self.child:
+            wanted = [*self.listeners(conf), self._control()]
+            self.sockets.activated(self._environ, wanted)
+            self.sockets.open(wanted)
             for listener in wanted:
                 if listener.path:
                     own(reachable(listener.path), conf.general.user)
                     own(reachable(listener.path) + ".lock", conf.general.user)
         become(conf.general.user)
 
+    def make_folders(self, conf: Conf) -> None:
+        """Those of the stores, and where the sockets are."""
+        folders = [conf.general.spool, os.path.join(conf.general.spool, "run")]
+        for folder in folders + [i.spool for i in conf.instances if not i.handover.host]:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            own(folder, conf.general.user)
+
     def startService(self) -> None:
         """Open the stores, listen, start the workers; say so in one line when all is ready."""
-        self._house = house = open_house(self._reactor, self._conf)
-        for name in self._here:
-            service = InstanceService(house, self._conf.instance(name), self._sockets)
-            self.instances[name] = service
-            service.setServiceParent(self)
-        for service in self.instances.values():
-            service.bounce_to(partial(self._bounce_hop, house, service))
-        if self._primary_here:
-            self.primary = PrimaryService(house, self._sockets, self.instances)
-            self.primary.setServiceParent(self)
-        self._add_workers()
+        self._house = open_house(self.reactor, self.conf)
+        if self.child:
+            orders: dict[str, Callable[..., Any]] = {
+                "reload": lambda order, fds: ensureDeferred(self.reloading.ordered(order, fds)),
+                "now": lambda *_: self.due_now(),
+                "leave": lambda *_: self.succession.leave(),
+            }
+            self.lifeline = Lifeline(
+                self.reactor, self._beat, orders, told=self._told, orphaned=self.sockets.let_go,
+                grace=self.conf.general.stop + 25,
+            )  # fmt: skip
         super().startService()
         self._signals()
-        started: list[Deferred[None]] = [s.started for s in self.instances.values()]
-        if self.primary is not None:
-            started.append(self.primary.started)
+        self.succession.turn().addCallback(lambda _: self.begin())
+
+    @property
+    def house(self) -> House:
+        """What all services share, from startService on."""
+        assert self._house is not None
+        return self._house
+
+    def begin(self) -> None:
+        """Run what is ours to run."""
+        self.stores = self._choose_stores()
+        self.roles, self.crews = self.deal(self.conf)
+        started = self.run(self.roles)
+        self._inherit()
+        if self.crews:
+            self.start_workers()
+        self._watch.start(1).addErrback(lambda failure: log.failure("the watch broke", failure))
         gatherResults(started, consumeErrors=True).addCallbacks(self._up, self._trouble)
 
-    def stopService(self) -> Deferred[None]:
-        """Workers and instances finish or give back what is in flight."""
-        stopped: Deferred[None] = super().stopService()
-        return stopped.addBoth(self._last)
+    def resume(self) -> None:
+        """After everything was let go for a successor that did not come."""
+        if len(self.stores) > 1:  # theirs are leaving with their last sessions
+            self.stores = self._choose_stores()
+        self.roles, self.crews = self.deal(self.conf)
+        self.run([role for role in self.roles if not takes_mail(role)])
+        if self.crews:
+            self.start_workers()
+        self._inherit()
 
-    def reload(self) -> str:
-        """Read conf-qmq again; with errors nothing changes. What was done, for the operator."""
-        house = self._house
-        if house is None:
-            return "not started yet"
-        try:
-            conf = load(self._conf.path, rules=not self._child)
-        except ConfErrors as errors:
-            log.error("conf-qmq was not reloaded: {errors}", errors=str(errors))  # noqa: TRY400 - no traceback for a mistake
-            return f"not reloaded: {errors}"
-        fixed = _fixed(self._conf, conf)
-        if fixed:
-            return f"not reloaded: {fixed}; restart for that"
-        house.conf = self._conf = conf
-        for name, service in self.instances.items():
-            service.reconfigure(conf.instance(name))
-        if self.primary is not None:
-            self.primary.reconfigure()
-        if self._workers is not None:
-            self._workers.order("reload")
-        log.info("conf-qmq reloaded")
-        return "reloaded"
+    def run(self, roles: Sequence[str]) -> list[Deferred[None]]:
+        """Start these roles here; a Deferred for each that fires when it is up."""
+        started = []
+        for role in roles:
+            service: InstanceService | PrimaryService
+            if takes_mail(role):
+                service = self.primary = PrimaryService(self.house, self.sockets, self.instances, self.states, role)
+            else:
+                service = self.instances[role] = InstanceService(
+                    self.house, self.conf.instance(role), self.sockets,
+                    lambda low: Hops(self.house, self.instances, low),
+                )  # fmt: skip
+            started.append(service.started)
+            service.setServiceParent(self)
+        return started
 
-    def due_now(self) -> None:
-        """SIGALRM, as for qmail-send: everything is due."""
-        for service in self.instances.values():
-            service.queue.due_now({})
-        if self._workers is not None:
-            self._workers.order("now")
+    async def become(self, roles: Roles) -> list[str]:
+        """Run these roles and no others, by the configuration as it is now. What was not well."""
+        gone = {name: self.instances.pop(name) for name in list(self.instances) if name not in roles}
+        for service in (*self.instances.values(), self.primary, self.heirs):
+            if service is not None:
+                service.reconfigure()
+        troubles = []
+        for name, ended in gone.items():
+            await maybeDeferred(ended.disownServiceParent)
+            # Taken in the very second before it went.
+            if (left := ended.spool.messages) and name not in self.conf:
+                troubles.append(f"{name} has {left} messages left: `retired = {name}=OTHER` in [qmq] brings them there")
+        self.roles = roles
+        fresh = [role for role in roles if not takes_mail(role) and role not in self.instances]
+        for started in self.run(fresh):
+            started.addErrback(lambda failure: log.error("{error}", error=failure.getErrorMessage()))
+        return troubles
 
-    def _listeners(self) -> list[Listener]:
-        wanted = primaries.listeners(self._conf) if self._primary_here else []
-        crewed = {name for crew in self._crews.values() for name in crew}
-        for instance in self._conf.instances:
-            if instance.name in crewed or instance.name in self._here:
-                wanted += instances.listeners(self._conf, instance)
-        control = os.path.join(self._conf.general.spool, "run", f"{self._process}.control")
-        return [*wanted, Listener("control", path=control)]
+    def forget_gone(self) -> None:
+        """What is known of instances that no worker has."""
+        runs = {role for roles in self.crews.values() for role in roles}
+        for name in set(self.known) - runs:
+            del self.known[name]
 
-    def _bounce_hop(self, house: House, service: InstanceService, low: Callable[[], int]) -> Any:
-        """Where an instance's bounces go: to the bounce instance, else to the default one, else to its own queue."""
-        target: Instance | None = house.conf.bounces or house.conf.default
-        if target is None or target.name == service.name:
-            return InProcess(service.queue, low)
-        return hop_to(house, target, self.instances, low)
+    def deal(self, conf: Conf) -> tuple[Roles, dict[str, Roles]]:
+        """What this process runs, and what its workers run."""
+        names = [i.name for i in conf.instances if not i.handover.host]
+        if self.only:
+            said = [role for role in self.only if not takes_mail(role)]
+            return (*self.stores, *(name for name in names if name in said)), {}
+        if not conf.general.workers:
+            return (*self.stores, *names), {}
+        apart = self.stores if len(self.stores) > 1 else ()
+        return () if apart else self.stores, crews(conf, apart, self.crews)
 
-    def _add_workers(self) -> None:
-        if self._crews:
-            conf = self._conf
-            self._workers = Workers(
-                self._reactor, self._sockets, ["-n", "--pidfile=", "qmq", "--conf", conf.path], self._crews,
-                lambda name: [w.word for w in instances.listeners(conf, conf.instance(name))],
-                told=self._told, all_ready=self._ready, stop_seconds=conf.general.stop,
-            )  # fmt: skip
-            self._workers.setServiceParent(self)
-        if self._child:
-            orders = {"reload": self.reload, "now": self.due_now}
-            self._lifeline = Lifeline(self._reactor, self._states, orders)
+    def _choose_stores(self) -> tuple[str, ...]:
+        if self.child:
+            return tuple(role for role in self.only if takes_mail(role))
+        if self.only and "primary" not in self.only:
+            return ()
+        many = 1 if self.only or not self.conf.general.workers else self.conf.primary.processes
+        return tuple(free_stores(self.conf, many))
 
-    def _told(self, name: str, state: dict[str, Any]) -> None:
-        if self.primary is not None:
-            self.primary.intake.tell(name, state)
+    def _inherit(self) -> None:
+        if self.stores and not self.child:
+            self.heirs = Heirs(self.house, self.instances, self.states, lambda: self.stores)
+            self.heirs.setServiceParent(self)
 
-    def _states(self) -> dict[str, Any]:
-        return {name: service.state() for name, service in self.instances.items()}
+    def listeners(self, conf: Conf) -> list[Listener]:
+        """All sockets of this process and its workers, but for the one of the commands."""
+        roles = [i.name for i in conf.instances if not i.handover.host]
+        if self.only:
+            roles = [role for role in self.only if not takes_mail(role) and role in roles]
+        takes = not self.only or any(takes_mail(role) for role in self.only)
+        found = listeners(conf, "primary") if takes else []
+        return found + [listener for role in roles for listener in listeners(conf, role)]
+
+    def _control(self) -> Listener:
+        return Listener("control", path=os.path.join(self.conf.general.spool, "run", f"{self.process}.control"))
+
+    def start_workers(self) -> None:
+        """Those of `crews`."""
+        command = ["-n", "--pidfile=", "qmq", "--conf", self.conf.path]
+        self.workers = Workers(
+            self.reactor, self.sockets, command, told=self._heard, away=self._away,
+            all_ready=self._ready, stop_seconds=self.conf.general.stop,
+        )  # fmt: skip
+        for name, roles in self.crews.items():
+            self.note_away(roles)
+            new = crew(self.conf, name, roles)
+            self.given[name] = new.words
+            self.workers.add(new)
+        self.workers.setServiceParent(self)
 
     def _up(self, _: Any) -> None:
         # What is here now stays: the collector need not look at it again. A
@@ -197,24 +249,31 @@ class Gateway(MultiService):
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        queues = {name: service.queue for name, service in self.instances.items()}
-        if self.primary is not None:
-            queues["primary"] = self.primary.queue
-        desk = Desk(self._process, queues, self._about, self.reload)
-        if self._child:
-            control = os.path.join(self._conf.general.spool, "run", f"{self._child}.control")
-            self._sockets.open([Listener("control", path=control)])
-            self._lifeline.setServiceParent(self)
-        self._sockets.adopt(self._reactor, "control", ControlFactory(desk))
-        if self.primary is not None:
-            self.primary.watch(self._states)
-        if not self._crews and not self._child:
+        if self.child:
+            self.sockets.open([self._control()])
+        self.serve_commands()
+        if self.child:
+            self.lifeline.setServiceParent(self)
+        elif not self.crews:
             self._ready()
 
+    def serve_commands(self, word: str = "control") -> None:
+        """At that socket."""
+        desk = Desk(self.process, self.queues, self.about, self._doings())
+        self.control = self.sockets.adopt(self.reactor, word, ControlFactory(desk, self.reactor))
+
+    def _doings(self) -> dict[str, Callable[..., Awaitable[None] | None]]:
+        """What only a main process can be asked."""
+        if self.child:
+            return {}
+        return {"reload": self.reloading.reload, "diff": self.reloading.diff, "restart": self.succession.restart}
+
     def _ready(self) -> None:
-        addresses = " ".join(f"{w.word.partition('/')[0]}={w.address}" for w in self._listeners() if not w.path)
-        here = len(self._conf.instances)
-        say(f"qmq ready: {addresses} ({here} instances, spool {self._conf.general.spool})")
+        found = self.listeners(self.conf)
+        addresses = " ".join(f"{w.word.partition('/')[0]}={w.address}" for w in found if not w.path)
+        say(f"qmq ready: {addresses} ({len(self.conf.instances)} instances, spool {self.conf.general.spool})")
+        self.notifier.ready()
+        self.succession.done()
 
     def _trouble(self, failure: Failure) -> None:
         cause: Any = failure.value
@@ -222,56 +281,149 @@ class Gateway(MultiService):
             cause = cause.subFailure.value
         log.critical("cannot start: {cause}", cause=cause)
         say(f"qmq cannot start: {cause}")
-        self._reactor.exitStatus = 1
-        if self._reactor.running:
-            self._reactor.stop()
+        self.reactor.exitStatus = 1
+        if self.reactor.running:
+            self.reactor.stop()
 
-    def _about(self) -> dict[str, Any]:
-        about: dict[str, Any] = {}
-        if self._workers is not None:
-            about["workers"] = self._workers.pids()
+    # What is known of the instances
+
+    def _tell(self) -> None:
+        """Once a second: the states, to whoever takes mail."""
+        for name, service in self.instances.items():
+            self.states.tell(name, service.state())
+        for name, state in self.known.items():
+            if state.get("away"):
+                self.states.tell(name, state)
+        if self.workers is not None:
+            for name in self.crews:
+                if takes_mail(name):
+                    self.workers.tell(name, {"states": self.known})
+
+    def _heard(self, worker: str, said: Mapping[str, Any]) -> None:
+        if said.get("leaving"):
+            return
+        for name, state in said["states"].items():
+            if takes_mail(name):
+                self.waiting[worker] = state["waiting"]
+            elif name in self.crews.get(worker, ()):
+                self.known[name] = state
+                self.states.tell(name, state)
+
+    def _away(self, worker: str) -> None:
+        self.note_away(self.crews.get(worker, ()))
+
+    def note_away(self, roles: Sequence[str]) -> None:
+        """Their worker does not run, or does not speak."""
+        for name in roles:
+            if not takes_mail(name):
+                self.known[name] = {**self.known.get(name, {}), "away": True}
+                self.states.tell(name, self.known[name])
+
+    def _told(self, facts: Mapping[str, Any]) -> None:
+        """By the main process."""
+        for name, state in facts.get("states", {}).items():
+            self.states.tell(name, state)
+
+    def _beat(self) -> dict[str, Any]:
+        states: dict[str, Any] = {name: service.state() for name, service in self.instances.items()}
+        if self.primary is not None:
+            states[self.stores[0]] = {"waiting": self.primary.kept.left()}
+        return states
+
+    def queued(self, name: str) -> int:
+        """Messages that an instance of ours holds, and that are kept for it; as it said a second ago."""
+        service = self.instances.get(name)
+        count: int = self.known.get(name, {}).get("queued", 0) if service is None else service.spool.messages
+        kept = [self.primary.kept.left()] if self.primary is not None else []
+        kept += [self.heirs.left()] if self.heirs is not None else []
+        return count + sum(left.get(name, 0) for left in [*kept, *self.waiting.values()])
+
+    # For people
+
+    def queues(self) -> dict[str, Any]:
+        """The queues of this process, by name."""
+        found = {name: service.queue for name, service in self.instances.items()}
+        if self.primary is not None:
+            found[self.primary.kept.name or ""] = self.primary.kept.queue
+        return found | (self.heirs.queues() if self.heirs is not None else {})
+
+    def about(self) -> dict[str, Any]:
+        """Facts of this process, for `qmq stat`."""
+        about: dict[str, Any] = {"main": not self.child and not self.succession.leaving}
+        if self.succession.leaving:
+            about["leaving"] = True
+        if self.workers is not None:
+            about["workers"] = self.workers.pids()
+            about["processes"] = [asdict(standing) for standing in self.workers.standings()]
         if self.primary is not None:
             about["primary"] = self.primary.about()
         return about
 
+    def _status(self) -> str:
+        """One line for systemctl status."""
+        names = [name for name in (*self.instances, *self.known)]
+        queued = sum(self.queued(name) for name in names)
+        sessions = f"{self.primary.about()['sessions']} sessions, " if self.primary is not None else ""
+        away = [name for name, state in self.known.items() if state.get("away")]
+        return f"{sessions}{queued} messages in {len(names)} queues{', away: ' + ' '.join(away) if away else ''}"
+
+    def due_now(self) -> None:
+        """SIGALRM, as for qmail-send: everything is due."""
+        for service in self.instances.values():
+            service.queue.due_now({})
+        if self.workers is not None:
+            self.workers.order_all({"do": "now"})
+
+    # To end
+
+    def stopService(self) -> Deferred[None]:
+        """Workers and instances finish or give back what is in flight."""
+        self.notifier.stopping()
+        if self._watch.running:
+            self._watch.stop()
+        stopped: Deferred[None] = super().stopService()
+        return stopped.addBoth(self._last)
+
     def _signals(self) -> None:
         def stop(*_: Any) -> None:
+            self.succession.stopped()
             # Once: a terminal's Ctrl-C comes to a worker as well as the main process's TERM.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._reactor.callFromThread(self._reactor.stop)
+            self.reactor.callFromThread(self.reactor.stop)
 
         def install() -> None:
             signal.signal(signal.SIGTERM, stop)
-            signal.signal(signal.SIGINT, signal.SIG_IGN if self._child else stop)
-            signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
-            signal.signal(signal.SIGALRM, lambda *_: self._reactor.callFromThread(self.due_now))
+            signal.signal(signal.SIGINT, signal.SIG_IGN if self.child else stop)
+            signal.signal(signal.SIGALRM, lambda *_: self.reactor.callFromThread(self.due_now))
+            # A worker is told by the main process, which has looked at the whole before.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if self.child else self._hung_up)
 
-        self._reactor.callWhenRunning(install)
+        self.reactor.callWhenRunning(install)
+
+    def _hung_up(self, *_: Any) -> None:
+        if self.succession.hung_up():
+            return
+        self.reactor.callFromThread(lambda: ensureDeferred(_quietly(self.reloading.reload)))
 
     def _last(self, result: Any) -> Any:
         if self._house is not None:
             self._house.close()
-        self._sockets.close()
+        self.sockets.close()
         return result
+
+
+async def _quietly(doing: Callable[..., Awaitable[None] | None]) -> None:
+    """As a command does it, but nobody listens: what it says is in the log."""
+    try:
+        done = doing({}, lambda _: None)
+        if done is not None:
+            await done
+    except Exception:  # noqa: BLE001 - the process goes on as it was
+        log.failure("a signal could not be obeyed")
 
 
 def _more_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _fixed(old: Conf, new: Conf) -> str:
-    """What differs and can't be changed without a restart; empty if nothing."""
-    if old.primary.listen != new.primary.listen:
-        return "[primary] listen has changed"
-    if (old.general.spool, old.general.user, old.general.workers) != (
-        new.general.spool, new.general.user, new.general.workers,
-    ):  # fmt: skip
-        return "spool, user or workers has changed"
-    if [(i.name, i.number, i.spool, i.handover, i.process, i.qmtp_listen) for i in old.instances] != [
-        (i.name, i.number, i.spool, i.handover, i.process, i.qmtp_listen) for i in new.instances
-    ]:
-        return "instances came or went, or changed spool, handover, process or qmtp-listen"
-    return ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory
 
 from qmq.conf.model import Instance
@@ -12,17 +13,70 @@ from qmq.deliver.destinations import Destinations
 from qmq.deliver.dial import Dialler
 from qmq.deliver.manner import Manner
 from qmq.deliver.qmtp import QMTPClient
-from qmq.routing import ByDestination, InProcess
+from qmq.routing.hops import ByDestination, InProcess, stop_all
 from qmq.service.common import House
 from qmq.service.instance import InstanceService, unix_path
 from qmq.sockets import reachable
+
+
+class Hops(Mapping[str, Any]):
+    """
+    The ways from one store to all instances: INextHop by name, each made when it is first asked for.
+
+    *here* are the instances of this process, as they come and go; *low* gives
+    the lowest number of the store's tokens that is in doubt. A name that no
+    instance has is a KeyError.
+    """
+
+    def __init__(self, house: House, here: Mapping[str, InstanceService], low: Callable[[], int]) -> None:
+        self._house = house
+        self._here = here
+        self._low = low
+        self._made: dict[str, tuple[Any, Any]] = {}  # what it was made for, and the hop
+
+    def __getitem__(self, name: str) -> Any:
+        made = self._made.get(name)
+        if made is None:
+            target = self._house.conf.instance(name)
+            made = self._made[name] = (self._way(name), hop_to(self._house, target, self._here, self._low))
+        return made[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([instance.name for instance in self._house.conf.instances])
+
+    def __len__(self) -> int:
+        return len(self._house.conf.instances)
+
+    def refresh(self) -> None:
+        """After the configuration, or what runs here, has changed: ways that lead nowhere now are given up."""
+        for name, (way, hop) in list(self._made.items()):
+            if way != self._way(name):
+                del self._made[name]
+                stop_all({name: hop})
+
+    def stop(self) -> Deferred[Any]:
+        """Close what is open; answers that are waited for are unknown then."""
+        made, self._made = self._made, {}
+        return stop_all({name: hop for name, (_, hop) in made.items()})
+
+    def _way(self, name: str) -> Any:
+        """All that a hop is made of."""
+        conf = self._house.conf
+        if name not in conf:
+            return None
+        target, primary = conf.instance(name), conf.primary
+        here = self._here.get(name)
+        return (
+            here and here.hop, target.handover, target.qmtp_listen, target.timeoutconnect,
+            primary.handover_time, primary.handover_connections,
+        )  # fmt: skip
 
 
 def hop_to(house: House, target: Instance, here: Mapping[str, InstanceService], low: Callable[[], int]) -> Any:
     """An INextHop; *low* gives the lowest number of our tokens that is in doubt."""
     protocol, host, port = target.handover.protocol, target.handover.host, target.handover.port
     if not host and target.name in here:
-        return InProcess(here[target.name].queue, low)
+        return InProcess(here[target.name].hop, low)
     if protocol in ("qmtp", "qmq"):
         return _by_qmtp(house, target, low)
     if not host:

@@ -10,26 +10,36 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
 from qmq.bounce.bouncer import Bouncer
+from qmq.commands import Commands
 from qmq.conf.model import Conf, Instance, site_for
 from qmq.deliver.destinations import Destinations
 from qmq.deliver.dial import Dialler
 from qmq.deliver.manner import Manner
 from qmq.deliver.mx import Candidate
 from qmq.deliver.qmtp import dial_qmtp
+from qmq.filters import Filtered
+from qmq.interfaces import INextHop
 from qmq.mail import Address, Reply, Seconds
+from qmq.programs import Programs
+from qmq.queue.marks import Marks
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
+from qmq.queue.terms import Terms
 from qmq.receive.draft import Drafts
 from qmq.receive.policy import Policy
 from qmq.receive.qmtp import QMTPFactory
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
-from qmq.routing import stop_all
+from qmq.routing.diallers import QUEUE, MoveDialler
+from qmq.routing.router import ByDomain
 from qmq.service.common import House, spool
 from qmq.service.trust import HandOverOnly
 from qmq.sockets import Listener, Sockets
+from qmq.spool.store import Store
 from qmq.tls import client_options, session_text
 
+# Packages of one connection that wait for the store together.
+_WINDOW = 64
 _NOT_OURS = Reply(553, "5.7.1", "sorry, that domain isn't in my list of allowed rcpthosts")
 
 
@@ -62,93 +72,145 @@ def listeners(conf: Conf, instance: Instance) -> list[Listener]:
 
 
 class InstanceService(MultiService):
-    """A queue and what belongs to it; `bounce_to` comes before it starts."""
+    """
+    A queue and what belongs to it. *here* are the instances of this process.
 
-    def __init__(self, house: House, instance: Instance, sockets: Sockets) -> None:
+    *hops(low)* gives the ways to all instances, for tokens of which *low* is
+    the lowest in doubt: one set for bounces, one for what is moved.
+    """
+
+    def __init__(self, house: House, instance: Instance, sockets: Sockets, hops: Callable[..., Any]) -> None:
         super().__init__()
         self.setName(instance.name)
         self.started: Deferred[None] = Deferred()
         self._house = house
         self._name = instance.name
+        self._conf = house.conf  # as it is applied now
         self._sockets = sockets
-        self._ports: list[Any] = []
-        self._factories: list[QMTPFactory | SMTPFactory] = []
-        self.spool = spool(house, instance.spool)
+        self._served: dict[str, tuple[Any, QMTPFactory | SMTPFactory]] = {}  # by word: the port, who serves it
+        self.spool = spool(house, instance.spool, instance.reserve, instance.reserve_inodes, instance.limit_disk)
         self._drafts = Drafts(os.path.join(instance.spool, "drafts"), house.conf.primary.inline)
+        self._bounce_hops = hops(lambda: self._bouncer.low)
+        self._move_hops = hops(lambda: self.spool.oldest)
+        self._bouncer = self._make_bouncer(instance)
         self.queue = self._make_queue(instance)
         self.queue.setServiceParent(self)
-        self._bouncer: Bouncer | None = None
-
-    def bounce_to(self, way: Callable[[Callable[[], int]], Any]) -> None:
-        """*way* gives the INextHop for bounces: their tokens are the bouncer's, and so is the lowest in doubt."""
-        instance = self._house.conf.instance(self._name)
-        self.queue.bouncer = self._bouncer = bouncer(self._house, instance, way, self.spool)
+        self.hop = self._make_hop(instance)
 
     def startService(self) -> None:
         """Open the store, then listen."""
         super().startService()
-        self.queue.started().addCallback(self._listen).chainDeferred(self.started)
+        self.queue.started().addCallback(self._open).chainDeferred(self.started)
 
     def stopService(self) -> Deferred[Any]:
         """Take nothing more, then let the queue finish."""
-        closed = gatherResults([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
-        self._ports = []
-        ending: list[Deferred[Any]] = [closed, *(maybeDeferred(_end, factory) for factory in self._factories)]
-        ended: Deferred[Any] = gatherResults(ending, consumeErrors=True)
+        ended = self._close(list(self._served))
         ended.addBoth(lambda _: MultiService.stopService(self))
         return ended.addBoth(self._hang_up)
 
-    def reconfigure(self, instance: Instance) -> None:
-        """Take over what may change while it runs."""
-        self.queue.reconfigure(
-            self._site_of, parse_schedule(instance.retry), instance.lifetime, instance.bounce_lifetime,
-            instance.concurrency, instance.concurrency_per_host, instance.limit_messages, instance.limit_bytes,
-            instance.delay_notice,
-        )  # fmt: skip
+    def reconfigure(self) -> None:
+        """Take over what conf-qmq says now; what is on its way goes on as it began."""
+        before, self._conf = self._conf, self._house.conf
+        instance = self._conf.instance(self._name)
+        self._bounce_hops.refresh()
+        self._move_hops.refresh()
+        self._bouncer = self._make_bouncer(instance)
+        self.spool.bound(instance.reserve, instance.reserve_inodes, instance.limit_disk)
+        self.queue.destinations.dialler = self._dialler(instance)
+        self.queue.destinations.reconfigure(instance.concurrency, instance.concurrency_per_host)
+        self.queue.reconfigure(self._site_of, _terms(instance), self._bouncer)
+        if _door(before, self._name) != _door(self._conf, self._name):
+            self.hop = self._make_hop(instance)
+            self._close(list(self._served))
+        else:
+            self._close([word for word in self._served if word not in self._sockets])
+        self._listen()
+        self._retire(instance)
 
-    def state(self) -> dict[str, bool]:
-        """What the primary should know before it takes mail for us."""
-        spool, instance = self.spool, self._house.conf.instance(self._name)
-        full = spool.messages >= instance.limit_messages or spool.octets >= instance.limit_bytes or not spool.free()
-        return {"refusing": self.queue.refusing, "full": full}
+    def state(self) -> dict[str, Any]:
+        """What the primary should know before it takes mail for us, and the main process before it lets us go."""
+        queue = self.queue
+        return {"refusing": queue.refusing, "full": queue.full, "queued": self.spool.messages}
 
     def _hang_up(self, stopped: Any) -> Any:
-        """What the bounces' hop has not answered by now is offered again after the next start."""
-        if self._bouncer is not None:
-            stop_all({"bounces": self._bouncer.hop})
-        return stopped
+        """What the hops have not answered by now is handed over again after the next start."""
+        return gatherResults([self._bounce_hops.stop(), self._move_hops.stop()]).addBoth(lambda _: stopped)
 
     def _site_of(self, recipient: Address) -> bytes:
-        return site_of(self._house.conf, self._house.conf.instance(self._name), recipient)
+        return site_of(self._conf, self._conf.instance(self._name), recipient)
 
     def _make_queue(self, instance: Instance) -> Queue:
+        house = self._house
         destinations = Destinations(
-            _dialler(self._house, instance), self._house.reactor,
+            self._dialler(instance), house.reactor,
             concurrency=instance.concurrency, slots_max=instance.concurrency_per_host,
         )  # fmt: skip
         return Queue(
-            instance.name, self.spool, destinations, self._site_of, parse_schedule(instance.retry),
-            instance.lifetime, instance.bounce_lifetime, None, self._house.reactor, self._house.wall, self._house.log,
-            limit_messages=instance.limit_messages, limit_octets=instance.limit_bytes,
-            stop_seconds=self._house.conf.general.stop, notice=instance.delay_notice,
+            instance.name, self.spool, destinations, self._site_of, _terms(instance), self._bouncer,
+            house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop, marks=Marks(instance.spool),
         )  # fmt: skip
 
-    def _listen(self, _: Any) -> None:
+    def _make_hop(self, instance: Instance) -> Any:
+        """What mail is handed over to: the queue, behind its filter if it has one."""
+        if not instance.filter:
+            return self.queue
+        programs = Programs(self._house.reactor, at_once=instance.filter_processes)
+        commands = Commands(programs, os.path.dirname(self._conf.path), instance.filter_time)
+        return Filtered(self.queue, commands, instance.filter, instance.name)
+
+    def _dialler(self, instance: Instance) -> MoveDialler:
+        return MoveDialler(
+            dialler(self._house, instance), self._move_hops.get, lambda message: self.queue.entry(message),
+            lambda: self.spool.tag,
+        )  # fmt: skip
+
+    def _make_bouncer(self, instance: Instance) -> Bouncer:
+        """To the bounce instance, else to the default one, else to its own queue."""
+
+        def to(_: Address) -> str:
+            conf = self._house.conf
+            found = conf.bounces or conf.default
+            return self._name if found is None else found.name
+
+        return bouncer(self._house, instance, ByDomain(to, self._bounce_hops), self.spool)
+
+    def _retire(self, instance: Instance) -> None:
+        """What an instance that is no more still holds goes to the one that takes its place."""
+        if instance.role == "retired":
+            to = instance.deliver.removeprefix(QUEUE).decode()
+            self.queue.act("move", {}, lambda _: None, to=to).addErrback(
+                lambda failure: self._house.log.warning(f"{self._name}: {failure.getErrorMessage()}")
+            )
+
+    def _open(self, _: Any) -> None:
         self._drafts.clear()
-        instance = self._house.conf.instance(self._name)
+        self._listen()
+        self._retire(self._conf.instance(self._name))
+
+    def _close(self, words: list[str]) -> Deferred[Any]:
+        """Take no more there; sessions that await an answer end when they have it."""
+        ending: list[Deferred[Any]] = []
+        for word in words:
+            port, factory = self._served.pop(word)
+            ending += [maybeDeferred(port.stopListening), maybeDeferred(_end, factory)]
+        return gatherResults(ending, consumeErrors=True)
+
+    def _listen(self) -> None:
+        instance = self._conf.instance(self._name)
         for word, extension in ((unix_word(self._name), True), (tcp_word(self._name), False)):
-            if word in self._sockets:
+            if word in self._sockets and word not in self._served:
                 smtp = instance.handover.protocol == "smtp"
                 factory = self._smtp(instance) if smtp else self._qmtp(instance, extension=extension)
-                self._factories.append(factory)
-                self._ports.append(self._sockets.adopt(self._house.reactor, word, factory))
+                self._served[word] = self._sockets.adopt(self._house.reactor, word, factory), factory
 
     def _qmtp(self, instance: Instance, *, extension: bool) -> QMTPFactory:
         return QMTPFactory(
-            clock=self._house.reactor, wall=self._house.wall, drafts=self._drafts, hop=self.queue,
+            clock=self._house.reactor, wall=self._house.wall, drafts=self._drafts, hop=self.hop,
             next_token=self.spool.next_token, accept=self._accept, me=self._house.conf.general.me.encode(),
             peers=instance.peers, extension=extension,
             extension_peers=instance.qmq_peers, message_octets=instance.databytes, max_hops=instance.hops,
+            # A filter may take its time: answers come in order, so others' must not stand behind it (DESIGN: rule 7).
+            window=1 if instance.filter else _WINDOW,
         )  # fmt: skip
 
     def _smtp(self, instance: Instance) -> SMTPFactory:
@@ -157,7 +219,7 @@ class InstanceService(MultiService):
         peers = [("peers", HandOverOnly(instance.peers, self._accept))]
         reception = Reception(
             me=house.conf.general.me.encode(), policy=Policy(peers, house.reactor),
-            hop=self.queue, drafts=self._drafts, next_token=self.spool.next_token, log=house.log,
+            hop=self.hop, drafts=self._drafts, next_token=self.spool.next_token, log=house.log,
             clock=house.reactor, wall=house.wall, limits=Limits(databytes=instance.databytes, hops=instance.hops),
         )  # fmt: skip
         return SMTPFactory(reception, crowd=Crowd(exempt=instance.peers))
@@ -184,33 +246,47 @@ def site_of(conf: Conf, instance: Instance, recipient: Address) -> bytes:
     """
     Where an instance delivers a recipient's mail.
 
-    A bounce for one of our own customers goes to that customer's host: by MX it
+    What it has for another instance's domain (a bounce to one of our own
+    customers, what was diverted or moved) goes to that one's host: by MX it
     would come back to ourselves (SPAMCONTROL 1.8).
     """
-    if instance.role == "bounce" and instance.route(recipient.domain) is None:
-        owner = conf.owner(recipient.domain) if recipient.domain else None
-        if owner is not None and owner[1] and owner[0].role == "normal":
+    if instance.role != "retired" and recipient.domain and instance.route(recipient.domain) is None:
+        owner = conf.owner(recipient.domain)
+        if owner is not None and owner[1] and owner[0] is not instance and owner[0].role == "normal":
             return site_for(owner[0], recipient)
     return site_for(instance, recipient)
 
 
-def bouncer(house: House, instance: Instance, way: Callable[[Callable[[], int]], Any], spool: Any) -> Bouncer:
+def bouncer(house: House, instance: Instance, hop: INextHop, spool: Store) -> Bouncer:
     """
     For an instance's queue, or with the bounce instance's manners for the primary's.
 
-    *way* gives its hop, which must be nobody else's: the lowest number in
-    doubt that it tells is that of the bouncer's tokens.
+    *hop* must be nobody else's: the lowest number in doubt that it tells is that of the bouncer's tokens.
     """
-    made = Bouncer(
-        way(lambda: made.low), spool, queue=instance.name, me=house.conf.general.me,
+    return Bouncer(
+        hop, spool, queue=instance.name, me=house.conf.general.me,
         bouncefrom=instance.bouncefrom, bouncehost=instance.bouncehost,
         doublebounceto=instance.doublebounceto or "", bouncemaxbytes=instance.bouncemaxbytes,
         wall=house.wall, log=house.log, read_body=spool.body,
     )  # fmt: skip
-    return made
 
 
-def _dialler(house: House, instance: Instance) -> Dialler:
+def _terms(instance: Instance) -> Terms:
+    return Terms(
+        parse_schedule(instance.retry), instance.lifetime, instance.bounce_lifetime, instance.limit_messages,
+        instance.limit_bytes, instance.limit_age, instance.delay_notice,
+    )  # fmt: skip
+
+
+def _door(conf: Conf, name: str) -> tuple[object, ...]:
+    """What its listeners are made of."""
+    i = conf.instance(name)
+    filtering = i.filter, i.filter_time, i.filter_processes
+    return conf.general.me, i.peers, i.qmq_peers, i.databytes, i.hops, i.handover, i.qmtp_listen, filtering
+
+
+def dialler(house: House, instance: Instance) -> Dialler:
+    """Connections to hosts as the instance makes them: its name, its address, its patience."""
     reactor, seconds = house.reactor, instance.timeoutremote
     manner = Manner(
         helo=instance.helohost.encode(), tls=None if instance.tls == "none" else client_options, tls_text=session_text,

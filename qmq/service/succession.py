@@ -1,0 +1,266 @@
+"""
+A restart that refuses nobody: a new main process takes over the listening sockets, old sessions finish.
+
+The new process is started with all sockets and locks of the old one, reads
+conf-qmq, and says "loaded"; until then nothing has changed. Then the old one
+stops accepting (connections wait in the kernel), says "go", and lets go of the
+stores: its workers end, its sessions go on, with a store of their own for what
+is uncertain, and hand over to the new workers by the same unix sockets. When
+the last session is over the old process ends, and the new one inherits what
+is left in its store. A new process that dies before it is ready has changed
+nothing: the old one goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from qmq.admin.words import Say
+from qmq.cord import Cord
+from qmq.service.crews import takes_mail
+from qmq.sockets import Listener
+
+if TYPE_CHECKING:
+    from qmq.service.gateway import Gateway
+
+# The successor's descriptor of the cord to its predecessor.
+SUCCEEDS = "QMQ_SUCCEEDS"
+# A stand-in waits at the place of the first main process, and adopts the later ones.
+STAND_IN = "QMQ_STAND_IN"
+_CORD = 3
+# Reading conf-qmq and its files may take long, the stores of the old workers too.
+_PATIENCE = 120.0
+
+log = Logger()
+
+
+class Succession:
+    """Both sides of it, for one process."""
+
+    def __init__(self, gateway: Gateway, environ: MutableMapping[str, str]) -> None:
+        self._gateway = gateway
+        self._before = environ.pop(SUCCEEDS, "")
+        self._stands_in = environ.get(STAND_IN, "")
+        self._predecessor: Cord | None = None
+        self._turn: Deferred[None] = Deferred()
+        self._successor: _Successor | None = None
+        self.leaving = False
+
+    # The new process
+
+    def turn(self) -> Deferred[None]:
+        """Fires when it is our turn to open stores and sockets; at once if nobody was here before us."""
+        if not self._before:
+            return succeed(None)
+        self._predecessor = Cord(
+            self._gateway.reactor, socket.socket(fileno=int(self._before)), self._told, self._orphaned
+        )
+        self._predecessor.start()
+        self._predecessor.send({"say": "loaded"})
+        return self._turn
+
+    def done(self) -> None:
+        """All is up here: the old process need not come back."""
+        if self._predecessor is not None:
+            self._predecessor.send({"say": "ready"})
+
+    def _told(self, message: Mapping[str, Any], _: list[int]) -> None:
+        if message.get("say") == "go" and not self._turn.called:
+            self._turn.callback(None)
+
+    def _orphaned(self) -> None:
+        if not self._turn.called:  # killed before it let us begin; its sockets and locks are ours now
+            self._turn.callback(None)
+
+    # The old process
+
+    async def restart(self, request: Mapping[str, Any], say: Say) -> None:
+        """`qmq restart`. Raises ValueError: why all goes on as before."""
+        gateway = self._gateway
+        if self.leaving or self._successor is not None:
+            raise ValueError("a restart is under way")
+        successor = self._successor = self._start()
+        try:
+            await successor.says("loaded")
+            say({"step": f"process {successor.pid} has read {gateway.conf.path}"})
+            self._hand_over()
+            successor.cord.send({"say": "go"})
+            say({"step": "connections wait for it; sessions here go on"})
+            await self._let_go()
+            say({"step": "the stores are free"})
+            await successor.says("ready")
+        except _Died as died:
+            self._successor = None
+            if self.leaving:
+                self._come_back()
+            raise ValueError(f"the new process ended ({died}); its words are in the log; the old one goes on") from None
+        log.info("process {pid} has taken over", pid=successor.pid)
+        say({"step": f"process {successor.pid} is the gateway", "pid": successor.pid})
+        self._tell_supervisor(successor.pid)
+        self._finish()
+
+    def leave(self) -> None:
+        """A worker that takes mail: no new clients; it ends with its last session."""
+        primary = self._gateway.primary
+        if primary is not None:
+            self.leaving = True
+            primary.leave().addCallback(lambda _: self._gateway.reactor.stop())
+
+    def stopped(self) -> None:
+        """We were told to stop while the last sessions go on: whoever told us means the gateway."""
+        if self._successor is not None and self.leaving and not self._gateway.notifier.heirloom:
+            self._successor.signal("TERM")
+
+    def hung_up(self) -> bool:
+        """Whether a SIGHUP was for the new process, and is passed on."""
+        if self._successor is None or not self.leaving:
+            return False
+        self._successor.signal("HUP")
+        return True
+
+    def _start(self) -> _Successor:
+        gateway = self._gateway
+        ours, theirs = socket.socketpair()
+        sockets, environ = gateway.sockets.hand_down(_CORD + 1)
+        command = [
+            sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "qmq",
+            "--conf", gateway.conf.path, *(["--only", ",".join(gateway.only)] if gateway.only else []),
+        ]  # fmt: skip
+        environ = {**os.environ, **gateway.notifier.heirloom, **environ, SUCCEEDS: str(_CORD), STAND_IN: "1"}
+        successor = _Successor(gateway.reactor, ours)
+        descriptors = {0: 0, 1: 1, 2: 2, _CORD: theirs.fileno(), **sockets}
+        try:
+            gateway.reactor.spawnProcess(successor, command[0], command, environ, childFDs=descriptors)
+        finally:
+            theirs.close()
+        return successor
+
+    def _hand_over(self) -> None:
+        """Accept nothing more; what comes waits in the kernel. Commands to the new process, but those about us."""
+        gateway = self._gateway
+        self.leaving = True
+        gateway.control.stopListening()
+        gateway.sockets.disown()
+        name = f"{gateway.process}-{os.getpid()}"
+        path = os.path.join(gateway.conf.general.spool, "run", f"{name}.control")
+        gateway.sockets.open([Listener("leaving", path=path)])
+        gateway.serve_commands("leaving")
+        self._over = [] if gateway.primary is None else [gateway.primary.leave()]
+
+    async def _let_go(self) -> None:
+        """Of the stores; the ways to the queues of this process lead to the new one's from here on."""
+        gateway = self._gateway
+        gateway.known.clear()
+        here = list(gateway.instances.values())
+        gateway.instances.clear()
+        ending: list[Deferred[Any]] = []
+        for service in (gateway.primary, gateway.heirs):
+            if service is not None:
+                service.reconfigure()
+        if gateway.heirs is not None:
+            ending.append(maybeDeferred(gateway.heirs.disownServiceParent))
+            gateway.heirs = None
+        ending += [maybeDeferred(service.disownServiceParent) for service in here]
+        if gateway.workers is not None:
+            apart = [name for name in gateway.crews if takes_mail(name)]
+            for name in apart:
+                self._over.append(gateway.workers.leave(name))
+            ending += [gateway.workers.remove(name) for name in gateway.crews if name not in apart]
+        await gatherResults(ending, consumeErrors=True)
+
+    def _come_back(self) -> None:
+        """Nobody took over."""
+        gateway = self._gateway
+        log.error("the new process ended before it was ready; this one goes on")
+        self.leaving = False
+        gateway.sockets.own_again()
+        gateway.serve_commands()
+        if gateway.primary is not None:
+            gateway.primary.come_back()
+        gateway.resume()
+
+    def _tell_supervisor(self, pid: int) -> None:
+        if not self._gateway.notifier.main_pid(pid):
+            self._gateway.reactor.callLater(0.1, self._tell_supervisor, pid)
+
+    def _finish(self) -> None:
+        """With the last session this process ends."""
+        gateway = self._gateway
+
+        def over(_: Any) -> None:
+            if not (gateway.notifier.heirloom or self._stands_in):
+                # Whoever watches this process (a terminal, a container, svscan) goes on seeing the gateway in it.
+                gateway.reactor.addSystemEventTrigger("after", "shutdown", _stand_in)
+            gateway.reactor.stop()
+
+        gatherResults(self._over, consumeErrors=True).addBoth(over)
+
+
+class _Died(Exception):
+    """The new process ended before it was ready."""
+
+
+class _Successor(ProcessProtocol):
+    """The new process, and what it says."""
+
+    def __init__(self, reactor: Any, end: socket.socket) -> None:
+        self.cord = Cord(reactor, end, self._told, lambda: None)
+        self.cord.start()
+        self._said: set[str] = set()
+        self._ended = ""
+        self._awaited: dict[str, Deferred[None]] = {}
+        self._late = reactor.callLater(_PATIENCE, self.signal, "KILL")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return (self.transport.pid if self.transport is not None else None) or 0
+
+    def says(self, word: str) -> Deferred[None]:
+        """Fires when it has said so; fails with _Died."""
+        if word in self._said:
+            return succeed(None)
+        if self._ended:
+            return fail(_Died(self._ended))
+        self._awaited[word] = awaited = Deferred[None]()
+        return awaited
+
+    def signal(self, sig: str) -> None:
+        """If it still lives."""
+        try:
+            if self.transport is not None:
+                self.transport.signalProcess(sig)
+        except ProcessExitedAlready:
+            pass  # what was wanted, or too late
+
+    def processEnded(self, reason: Failure) -> None:
+        """Whoever waits for a word of it waits in vain."""
+        self._ended = reason.getErrorMessage()
+        if self._late.active():
+            self._late.cancel()
+        for awaited in self._awaited.values():
+            awaited.errback(_Died(self._ended))
+        self._awaited.clear()
+
+    def _told(self, message: Mapping[str, Any], _: list[int]) -> None:
+        word = str(message.get("say"))
+        self._said.add(word)
+        if word == "ready" and self._late.active():
+            self._late.cancel()
+        if (awaited := self._awaited.pop(word, None)) is not None:
+            awaited.callback(None)
+
+
+def _stand_in() -> None:
+    """This process becomes one that only waits for the new one, and passes signals on."""
+    os.execv(sys.executable, [sys.executable, "-m", "qmq.stand_in"])  # noqa: S606 - that is what is wanted

@@ -2,133 +2,113 @@
 The main process and its workers: who starts whom, and how each knows the other lives.
 
 A worker is nothing but ``twistd qmq --only INSTANCE,INSTANCE`` with its
-listening sockets inherited and two pipes: on descriptor 3 it beats once a
-second and tells which instances refuse mail; descriptor 4 carries orders, and
-its end means that the main process is gone, so the worker ends too. A worker
-that is silent for 10 s is killed, and started again after a pause that grows
-while it keeps failing.
+listening sockets inherited and a cord to the main process on descriptor 3. It
+beats once a second. One that is silent for 3 s is told of as away; silent for
+10 s, or past its memory, it is killed, and started again after a pause that
+grows while it keeps failing.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol, Protocol
-from twisted.internet.stdio import StandardIO
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from qmq.mail import Seconds
-from qmq.sockets import INHERITED, Sockets
+from qmq.child import Child, Crew, WorkerTrouble
+from qmq.cord import CHILD, DESCRIPTOR
+from qmq.lifeline import BEAT, resident
+from qmq.mail import Clock, Octets, Seconds, value
+from qmq.sockets import INHERITED, LOCKS, Sockets
 
-BEATS, ORDERS = 3, 4  # the child's descriptors
-_FIRST_SOCKET = 5
-# Marks a child, so that it looks for its parent.
-CHILD = "QMQ_CHILD"
-_BEAT: Seconds = 1.0
+__all__ = ["Crew", "Standing", "WorkerTrouble", "Workers"]
+
+_AWAY: Seconds = 3.0
 _SILENCE: Seconds = 10.0
 # Until the first beat: imports, a long wait for a store's lock, a slow disk.
 _START: Seconds = 60.0
 _PAUSES: Sequence[Seconds] = (0.1, 0.5, 1, 2, 5, 10, 30)
 _LONG_LIFE: Seconds = 60.0
+# After what it may take to finish its deliveries.
+_SLACK: Seconds = 5.0
+# What systemd has for the main process alone, and what one main process has for the next.
+_OURS = {
+    "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", LOCKS,
+}  # fmt: skip
 
 log = Logger()
 
 
-class Worker(ProcessProtocol):
-    """One child process and what it says."""
+@value
+class Standing:
+    """How a worker stands: for the operator."""
 
-    def __init__(self, name: str, told: Callable[[dict[str, Any]], None], gone: Callable[[Worker], None]) -> None:
-        self.name = name
-        self._told = told
-        self._gone = gone
-        self._buffer = b""
-        self.ready = False
-        self.heard: Seconds | None = None
-        self.started: Seconds = 0
-        self.failures = 0
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """Beats, one JSON object a line."""
-        self._buffer += data
-        *lines, self._buffer = self._buffer.split(b"\n")
-        for line in lines:
-            self._told(json.loads(line))
-
-    def processEnded(self, reason: Failure) -> None:
-        """The child is gone, whatever the cause."""
-        self._gone(self)
-
-    def order(self, what: str) -> None:
-        """Send one order: ``reload``."""
-        if self.transport is not None:
-            self.transport.writeToChild(ORDERS, what.encode() + b"\n")
-
-    def end(self, sig: str) -> None:
-        """Signal it, if it still lives."""
-        try:
-            if self.transport is not None:
-                self.transport.signalProcess(sig)
-        except ProcessExitedAlready:
-            pass  # what was wanted
+    name: str
+    roles: tuple[str, ...]
+    pid: int  # 0: it does not run, and is started again after a pause
+    since: Seconds  # wall clock; 0 if it does not run
+    restarts: int
+    memory: Octets
+    silent: Seconds | None  # None: it has said nothing yet
 
 
 class Workers(Service):
     """
     Starts the workers, hears their beats, starts them again.
 
-    *crews* maps a worker's name to the instances it runs; *told(instance,
-    state)* passes on what a worker says of an instance, *all_ready* is called
-    once, when each has said that it is ready. *stop_seconds* is what a worker
-    may take to finish its deliveries.
+    *command* starts a worker, ``--only ROLE,ROLE`` is added; *stop_seconds* is
+    what it may take to finish. *told(worker, said)* passes on each beat:
+    ``states`` of its instances, ``memory``. *away(worker)* is called when it is
+    silent or ends; when it is told of again, it is back. *all_ready* is called
+    once, when all workers have been heard.
     """
 
     def __init__(
         self,
         reactor: Any,
         sockets: Sockets,
-        arguments: Sequence[str],
-        crews: Mapping[str, Sequence[str]],
-        words: Callable[[str], Sequence[str]],
+        command: Sequence[str],
         *,
         told: Callable[[str, dict[str, Any]], None],
+        away: Callable[[str], None],
         all_ready: Callable[[], None],
         stop_seconds: Seconds,
+        wall: Clock = time.time,
     ) -> None:
         self._reactor = reactor
         self._sockets = sockets
-        self._arguments = arguments
-        self._crews = crews
-        self._words = words
+        self._command = command
         self._told = told
+        self._away = away
         self._all_ready = all_ready
-        self._stop_seconds = stop_seconds
-        self._workers: dict[str, Worker] = {}
+        self._patience = stop_seconds + _SLACK
+        self._wall = wall
+        self._crews: dict[str, Crew] = {}
+        self._children: dict[str, Child] = {}
         self._failures: dict[str, int] = {}
+        self._starts: dict[str, int] = {}
         self._restarts: dict[str, Any] = {}
+        self._looked: Seconds = 0.0
         self._watch = LoopingCall(self._look)
         self._watch.clock = reactor
-        self._stopped: Deferred[None] | None = None
         self._announced = False
 
     def startService(self) -> None:
         """Start all workers."""
         super().startService()
-        for name in self._crews:
+        for name in list(self._crews):
             self._start(name)
-        if self._crews:
-            self._watch.start(_BEAT, now=False)
+        self._looked = self._reactor.seconds()
+        self._watch.start(BEAT, now=False).addErrback(
+            lambda failure: log.failure("nobody watches the workers", failure)
+        )
 
-    def stopService(self) -> Deferred[None]:
+    def stopService(self) -> Deferred[Any]:
         """Ask all to stop; those that don't within their time are killed."""
         super().stopService()
         if self._watch.running:
@@ -136,129 +116,178 @@ class Workers(Service):
         for call in self._restarts.values():
             call.cancel()
         self._restarts.clear()
-        if not self._workers:
-            return succeed(None)
-        self._stopped = Deferred()
-        for worker in self._workers.values():
-            worker.end("TERM")
-        hard = self._reactor.callLater(self._stop_seconds + 5, self._kill)
-        return self._stopped.addBoth(lambda _: hard.cancel() if hard.active() else None)
+        return gatherResults([child.end(self._patience) for child in list(self._children.values())])
 
-    def order(self, what: str) -> None:
+    def add(self, crew: Crew) -> None:
+        """
+        One more worker, started now, or with the others.
+
+        One of this name that is about to leave is replaced when it has left.
+        Raises ValueError if there is one that stays.
+        """
+        if crew.name in self._crews:
+            raise ValueError(f"there is a worker {crew.name} already")
+        self._crews[crew.name] = crew
+        if self.running and crew.name not in self._children:
+            self._start(crew.name)
+
+    def remove(self, name: str) -> Deferred[None]:
+        """Stop it in order, and don't start it again; fires when it is gone."""
+        self.expect(name)
+        child = self._children.get(name)
+        return succeed(None) if child is None else child.end(self._patience)
+
+    def expect(self, name: str) -> None:
+        """From now on its end is no failure, and it is not started again: it was told to leave."""
+        self._crews.pop(name, None)
+        self._failures.pop(name, None)
+        if (call := self._restarts.pop(name, None)) is not None:
+            call.cancel()
+        if (child := self._children.get(name)) is not None:
+            child.expected = True
+
+    def change(self, crew: Crew) -> None:
+        """
+        What the worker of this name is from now on: its bounds at once, roles and sockets when it is started again.
+
+        One that runs is to be ordered to take up the new roles, with the new
+        sockets sent along. Raises KeyError if there is no such worker.
+        """
+        self._crews[crew.name]  # it must be there
+        self._crews[crew.name] = crew
+        if (child := self._children.get(crew.name)) is not None:
+            child.bound(crew)
+
+    def order(
+        self, name: str, order: Mapping[str, Any], words: Sequence[str] = (), *, seconds: Seconds = 30.0
+    ) -> Deferred[Any]:
+        """
+        What a worker answers to ``{"do": WORD, ...}``; the sockets *words* are sent along, their names as ``words``.
+
+        One that is starting answers when it is up. Fails with WorkerTrouble.
+        """
+        child = self._children.get(name)
+        if child is None:
+            return fail(WorkerTrouble(f"{name} does not run"))
+        whole = {**order, "words": list(words)} if words else order
+        return child.order(whole, [self._sockets.descriptor(word) for word in words], seconds)
+
+    def order_all(self, order: Mapping[str, Any], *, seconds: Seconds = 30.0) -> Deferred[dict[str, Any]]:
+        """What each of the workers that run answers, by name: its answer, or the WorkerTrouble there was with it."""
+        names = list(self._children)
+        answers = [self.order(name, order, seconds=seconds) for name in names]
+        for answer in answers:
+            answer.addErrback(lambda failure: (failure.trap(WorkerTrouble), failure.value)[1])
+        return gatherResults(answers).addCallback(lambda said: dict(zip(names, said, strict=True)))
+
+    def tell(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Tell a worker, if it runs, the present state of each subject; to one that does not read, the newest later."""
+        if (child := self._children.get(name)) is not None:
+            child.tell(facts)
+
+    def tell_all(self, facts: Mapping[str, Any]) -> None:
         """Tell every worker."""
-        for worker in self._workers.values():
-            worker.order(what)
+        for child in self._children.values():
+            child.tell(facts)
 
     def pids(self) -> dict[str, int]:
         """The process id of each worker that runs."""
-        return {name: worker.transport.pid for name, worker in self._workers.items() if worker.transport}
+        return {name: child.pid for name, child in self._children.items() if child.pid}
 
-    def _kill(self) -> None:
-        for worker in self._workers.values():
-            worker.end("KILL")
+    def standings(self) -> list[Standing]:
+        """All workers, those in a pause before they are started again too."""
+        now, wall = self._reactor.seconds(), self._wall()
+        found = []
+        for name in sorted(self._crews.keys() | self._children.keys()):
+            child = self._children.get(name)
+            restarts = max(0, self._starts.get(name, 0) - 1)
+            if child is None:
+                found.append(Standing(name, self._crews[name].roles, 0, 0, restarts, 0, None))
+                continue
+            silent = None if child.heard is None else max(0.0, now - child.heard)
+            since = wall - (now - child.started)
+            found.append(Standing(name, child.crew.roles, child.pid, since, restarts, child.memory, silent))
+        return found
 
     def _start(self, name: str) -> None:
         self._restarts.pop(name, None)
-        worker = Worker(name, lambda said: self._hear(worker, said), self._lost)
-        descriptors: dict[int, int | str] = {0: 0, 1: 1, 2: 2, BEATS: "r", ORDERS: "w"}
-        inherited: list[str] = []
-        for word in (word for instance in self._crews[name] for word in self._words(instance)):
-            number = _FIRST_SOCKET + len(inherited)
-            descriptors[number] = self._sockets.descriptor(word)
-            inherited.append(f"{word}={number}")
-        environ = {**os.environ, INHERITED: " ".join(inherited), CHILD: name}
-        command = [
-            sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *self._arguments,
-            "--only", ",".join(self._crews[name]),
-        ]  # fmt: skip
-        worker.started = self._reactor.seconds()
-        self._workers[name] = worker
-        self._reactor.spawnProcess(worker, sys.executable, command, environ, childFDs=descriptors)
+        crew = self._crews[name]
+        child = Child(self._reactor, crew, self._hear, self._lost)
+        inherited = " ".join(f"{word}={number}" for number, word in enumerate(crew.words, DESCRIPTOR + 1))
+        environ = {k: v for k, v in os.environ.items() if k not in _OURS}
+        environ |= {**crew.environ, INHERITED: inherited, CHILD: name}
+        self._starts[name] = self._starts.get(name, 0) + 1
+        try:
+            sockets = [self._sockets.descriptor(word) for word in crew.words]
+            child.start([*self._command, "--only", ",".join(crew.roles)], environ, sockets)
+        except (OSError, KeyError) as error:  # KeyError: a socket that was dropped meanwhile
+            self._again(child, f"could not be started ({error})")
+        else:
+            self._children[name] = child
 
-    def _hear(self, worker: Worker, said: dict[str, Any]) -> None:
-        worker.heard = self._reactor.seconds()
-        worker.ready = True
-        for instance, state in said.get("states", {}).items():
-            self._told(instance, state)
-        if not self._announced and all(w.ready for w in self._workers.values()) and not self._restarts:
+    def _hear(self, child: Child, said: dict[str, Any]) -> None:
+        child.heard = self._reactor.seconds()
+        child.away = False
+        child.leaving = bool(said.get("leaving"))
+        child.memory = said.get("memory", 0)
+        with log.failuresHandled("what {worker} told was not understood", worker=child.name):
+            self._told(child.name, said)
+        if not self._announced and not self._restarts and all(c.heard is not None for c in self._children.values()):
             self._announced = True
             self._all_ready()
 
     def _look(self) -> None:
         now = self._reactor.seconds()
-        for worker in list(self._workers.values()):
-            silent = now - (worker.started + _START - _SILENCE if worker.heard is None else worker.heard)
-            if silent > _SILENCE:
-                log.warn("{worker} has been silent for {silent:.0f} s: killed", worker=worker.name, silent=silent)
-                worker.heard = now  # once
-                worker.end("KILL")
+        late, self._looked = now - self._looked - BEAT, now
+        for child in list(self._children.values()):
+            if late > BEAT:
+                # It is we who were stopped or held up: nobody has been silent for that long.
+                child.started += late
+                child.heard = None if child.heard is None else child.heard + late
+            self._judge(child, now)
 
-    def _lost(self, worker: Worker) -> None:
-        self._workers.pop(worker.name, None)
-        if self._stopped is not None or not self.running:
-            if not self._workers and self._stopped is not None:
-                stopped, self._stopped = self._stopped, None
-                stopped.callback(None)
+    def _judge(self, child: Child, now: Seconds) -> None:
+        # By our own eyes: one whose thread is blocked tells nothing while it grows.
+        child.memory = resident(child.pid) or child.memory
+        if child.killed:
             return
-        failures = self._failures.get(worker.name, 0)
-        lived = self._reactor.seconds() - worker.started
-        self._failures[worker.name] = failures = 0 if lived > _LONG_LIFE else failures + 1
+        if child.crew.memory is not None and child.memory > child.crew.memory:
+            log.warn(
+                "{worker} uses {memory} octets of memory, more than its {most}: killed",
+                worker=child.name, memory=child.memory, most=child.crew.memory,
+            )  # fmt: skip
+            child.kill()
+            return
+        silent = now - (child.started if child.heard is None else child.heard)
+        if silent > self._most_silent(child):
+            log.warn("{worker} has been silent for {silent:.0f} s: killed", worker=child.name, silent=silent)
+            child.kill()
+        elif silent > _AWAY and child.heard is not None and not child.away:
+            child.away = True
+            self._away(child.name)
+
+    def _most_silent(self, child: Child) -> Seconds:
+        if child.heard is None:
+            return _START
+        # It may wait for its last jobs when its reactor has ended.
+        return max(self._patience, _SILENCE) if child.leaving or child.expected else _SILENCE
+
+    def _lost(self, child: Child) -> None:
+        self._children.pop(child.name, None)
+        if not child.away:
+            child.away = True
+            self._away(child.name)
+        if not self.running or child.name not in self._crews:
+            return
+        if child.expected:
+            self._start(child.name)  # in its place, as was wanted
+        else:
+            self._again(child, f"ended ({child.how})")
+
+    def _again(self, child: Child, what: str) -> None:
+        name = child.name
+        lived = self._reactor.seconds() - child.started
+        self._failures[name] = failures = 0 if lived > _LONG_LIFE else self._failures.get(name, 0) + 1
         pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
-        log.warn("{worker} ended; starting it again in {pause} s", worker=worker.name, pause=pause)
-        self._restarts[worker.name] = self._reactor.callLater(pause, self._start, worker.name)
-
-
-class Lifeline(Service):
-    """
-    The worker's side: beats, takes orders, ends with the main process.
-
-    *states* gives what to say of each instance; *orders* maps an order to what
-    it does.
-    """
-
-    def __init__(
-        self, reactor: Any, states: Callable[[], dict[str, Any]], orders: Mapping[str, Callable[[], Any]]
-    ) -> None:
-        self._reactor = reactor
-        self._states = states
-        self._pipe = _Orders(orders, self._orphaned)
-        self._beat = LoopingCall(self._tell)
-        self._beat.clock = reactor
-
-    def startService(self) -> None:
-        """Begin to beat: the parent takes the first one for "ready"."""
-        super().startService()
-        # mypy sees the signature of another system
-        StandardIO(self._pipe, stdin=ORDERS, stdout=BEATS, reactor=self._reactor)  # type: ignore[call-arg]
-        self._beat.start(_BEAT)
-
-    def _orphaned(self) -> None:
-        if self._beat.running:
-            self._beat.stop()
-        if self.running:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _tell(self) -> None:
-        if self._pipe.transport is not None:
-            self._pipe.transport.write(json.dumps({"states": self._states()}).encode() + b"\n")
-
-
-class _Orders(Protocol):
-    """The two pipes to the main process."""
-
-    def __init__(self, orders: Mapping[str, Callable[[], Any]], orphaned: Callable[[], None]) -> None:
-        self._orders = orders
-        self._orphaned = orphaned
-        self._buffer = b""
-
-    def dataReceived(self, data: bytes) -> None:
-        """Orders, one word a line."""
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            order = self._orders.get(line.decode())
-            if order is not None:
-                order()
-
-    def connectionLost(self, reason: Failure | None = None) -> None:
-        """The main process is gone: finish and go too."""
-        self._orphaned()
+        log.warn("{worker} {what}; starting it again in {pause} s", worker=name, what=what, pause=pause)
+        self._restarts[name] = self._reactor.callLater(pause, self._start, name)

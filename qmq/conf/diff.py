@@ -104,6 +104,21 @@ def difference(old: Conf, new: Conf) -> Difference:
     )
 
 
+def in_force(old: Conf, new: Conf) -> Conf:
+    """
+    *new* as a gateway that runs by *old* goes by it after a reload.
+
+    What waits for a restart is as it was, so that the next difference tells it again.
+    """
+    general = {setting.field: getattr(old.general, setting.field) for setting in _waiting("qmq")}
+    primary = {setting.field: getattr(old.primary, setting.field) for setting in _waiting("primary")}
+    return replace(new, general=replace(new.general, **general), primary=replace(new.primary, **primary))
+
+
+def _waiting(kind: str) -> list[Setting]:
+    return [setting for setting in TABLES[kind] if setting.key in _RESTART[kind]]
+
+
 def _listening(conf: Conf) -> dict[tuple[str, Listen], None]:
     theirs = [(i.name, i.qmtp_listen) for i in conf.instances if i.qmtp_listen is not None and not i.handover.host]
     return dict.fromkeys([*((PRIMARY, listen) for listen in conf.primary.listen), *theirs])

@@ -20,8 +20,10 @@ _HIDDEN = ("password", "secret", "token")
 def environs(old: Conf, new: Conf) -> Iterator[tuple[Literal["live"], str]]:
     """All of it comes in with a reload, for the clients that come then."""
     was, now = old.primary, new.primary
+    # databytes is a setting as well: told as that, if it is another.
+    told = {"DATABYTES"} if was.databytes != now.databytes else set()
     for lines in (
-        _words("primary", was.environment, now.environment),
+        _words("primary", _without(told, was.environment), _without(told, now.environment)),
         _sections(
             {f"listen {host_port_text(where)}": raw for where, raw in was.listeners.items()},
             {f"listen {host_port_text(where)}": raw for where, raw in now.listeners.items()},
@@ -34,6 +36,10 @@ def environs(old: Conf, new: Conf) -> Iterator[tuple[Literal["live"], str]]:
     ):
         for line in lines:
             yield "live", line
+
+
+def _without(names: set[str], raw: Raw) -> Raw:
+    return {name: text for name, text in raw.items() if name not in names}
 
 
 def _sections(was: Mapping[str, Raw], now: Mapping[str, Raw]) -> Iterator[str]:

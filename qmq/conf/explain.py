@@ -137,7 +137,7 @@ def _limits(conf: Conf, instance: Instance) -> Iterator[Fact]:
     yield _setting(conf, instance, "reserve", free)
     if instance.overflow:
         yield _setting(
-            conf, instance, "overflow", f"{instance.overflow} gets what comes while this one is past a limit"
+            conf, instance, "overflow", f"{instance.overflow} gets what comes while this one takes none"
         )
 
 

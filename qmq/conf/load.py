@@ -19,7 +19,7 @@ from qmq.conf.ground import Ground, ground
 from qmq.conf.model import Conf, General, Instance, Primary
 from qmq.conf.read import Document, Planned, read
 from qmq.conf.routes import CLASSIC_BASE, Route, Shares
-from qmq.conf.settings import RESERVED, TABLES, Setting, find, nearest, path, site
+from qmq.conf.settings import RESERVED, TABLES, Setting, find, line, nearest, path, site, word
 from qmq.conf.units import BadValue, address_or_nothing
 from qmq.conf.words import WORDS
 from qmq.conf.written import Findings, Written, in_order
@@ -271,7 +271,6 @@ class _Builder:
         values["deliver"] = b" ".join(values["deliver"])
         values["bouncehost"] = values["bouncehost"] or general.me
         values["helohost"] = values["helohost"] or general.me
-        values["overflow"] = values["overflow"] or ""
         values["spool"] = values["spool"] or os.path.join(general.spool, name)
         values["reserve"] = primary.reserve if values["reserve"] is None else values["reserve"]
         # None is a value of theirs: no bound.
@@ -327,7 +326,7 @@ class _Builder:
                 value = self._value(setting, at)
             elif setting.default or setting.each:
                 value = self._read(setting, setting.default)
-            elif setting.parse in {path, str, address_or_nothing}:
+            elif setting.parse in {path, str, line, word, address_or_nothing}:
                 value = ""
             if setting.parse is path and value:
                 value = os.path.join(self._folder, value)

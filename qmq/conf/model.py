@@ -139,6 +139,9 @@ class Instance:
     badmailfrom: str  # likewise; "": none of its own
     spf: int | None
     spam_threshold: float | None
+    filter: str  # a command line; "": none
+    filter_time: Seconds
+    filter_processes: int
     callout: str
     delay_notice: Seconds | None
     limit_messages: int

@@ -42,7 +42,7 @@ def retire(
         yield replace(
             names[new], id="", number=0, name=old, role=ROLE, domains=(), deliver=_SITE + new.encode(), routes=(),
             spool=mine["spool"] or os.path.join(spool, old), handover=Handover("qmtp"), process=mine["process"],
-            qmtp_listen=None, recipients="", badmailfrom="", overflow="", home="",
+            qmtp_listen=None, recipients="", badmailfrom="", filter="", overflow="", home="",
         )  # fmt: skip
 
 

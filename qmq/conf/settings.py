@@ -314,7 +314,7 @@ INSTANCE = (
             text=units.duration_text),
     _size("reserve", "", "free space on its device below which it takes no mail", "reserve of [primary]"),
     _count("reserve-inodes", "1000", "free inodes there, likewise"),
-    Setting("overflow", word, "", "instance that gets the mail instead of a 452 while this one is past a limit",
+    Setting("overflow", word, "", "instance that gets the mail, instead of a 452, while this one takes none",
             "none: 452"),
     Setting("tls", units.one_of("opportunistic", "none"), "opportunistic",
             "STARTTLS where the next hop offers it; or none"),

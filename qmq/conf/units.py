@@ -108,7 +108,7 @@ def share(text: str) -> float:
 
 
 def share_text(value: float) -> str:
-    """The shortest text with a ``%`` that *share* reads back as *value*."""
+    """That share as an operator would write it: ``25%``."""
     return f"{value * 100:.6f}".rstrip("0").rstrip(".") + "%"
 
 

@@ -35,6 +35,20 @@ class ExplainTests(ConfTestCase):
         self.assertEqual([facts[k][1] for k in ("recipients", "badmailfrom")], ["10", "11"])
         self.assertNotIn("spf", self.facts(b"u@alpha.example", HEAD))
 
+    def test_limits(self):
+        """When the door closes is shown: limits, what stays free, and where the mail goes instead."""
+        plain = self.facts(b"u@alpha.example")
+        said = "limit-disk = 25%\nlimit-age = 2d\nreserve = 1G\noverflow = beta\nprocess = own\nmemory = 512M\n"
+        full = self.facts(b"u@alpha.example", SITE.replace("[alpha]\n", "[alpha]\n" + said))
+
+        self.assertEqual(plain["limit-messages"][0], "1000000 messages or 50G in its store, then 452")
+        self.assertEqual(plain["reserve"], ("100M and 1000 inodes stay free on its device, then 452", ""))
+        self.assertFalse({"limit-disk", "limit-age", "overflow"} & set(plain))
+        self.assertEqual(full["limit-disk"], ("25% of its device, then to beta", "conf-qmq:15"))
+        self.assertEqual(full["limit-age"][0], "while its oldest message is older than 2d, then to beta")
+        self.assertEqual(full["overflow"], ("beta gets what comes while this one takes none", "conf-qmq:18"))
+        self.assertIn("a worker of its own with 512M of memory", full["handover"][0])
+
     def test_route(self):
         """A route is named with its own line."""
         facts = self.facts(b"u@a.shop.alpha.example")

@@ -1,3 +1,5 @@
+from ipaddress import ip_network
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -19,12 +21,35 @@ class RoundTripTests(SynchronousTestCase):
         """Every size that qmq writes it reads back as the same size."""
         self.assertEqual(units.octets(units.octets_text(size)), size)
 
+    @given(st.integers(1, 10**8), st.integers(0, 2**60))
+    def test_disk(self, millionths, size):
+        """A share of a disk, and a size, are read back as the same."""
+        share = units.disk(f"{millionths / 10**6:.6f}%")
+
+        self.assertEqual(units.disk(units.disk_text(share)), share)
+        self.assertEqual(units.disk(units.disk_text(size)), size)
+
+    @given(st.integers(-(10**9) + 1, 10**9 - 1))
+    def test_numbers(self, thousandths):
+        """A number with a fraction is read back as the same."""
+        self.assertEqual(units.number(units.number_text(thousandths / 1000)), thousandths / 1000)
+
+    @given(st.ip_addresses(), st.integers(1, 65535), st.integers(0, 32))
+    def test_places(self, address, port, bits):
+        """Networks, and places to listen, are read back as the same, IPv6 or not."""
+        net = ip_network((address, address.max_prefixlen if bits == 32 else bits), strict=False)
+
+        self.assertEqual(units.network(units.network_text(net)), net)
+        self.assertEqual(units.listen(units.host_port_text((str(address), port))), (str(address), port))
+        self.assertEqual(units.listen(units.host_port_text(("", port))), ("", port))
+
     @given(st.text(max_size=20))
     def test_anything(self, text):
         """Whatever is written as a value is a value or a BadValue, never another surprise."""
         parsers = (
             units.duration, units.octets, units.count, units.share, units.network, units.address_or_nothing,
             units.host_name, units.domain_pattern, units.mailbox, units.port, units.host_port, units.listen,
+            units.disk, units.number,
         )  # fmt: skip
         for parse in parsers:
             try:

@@ -85,6 +85,7 @@ class ISpool(Interface):
     lowest: int = Attribute("lowest token seq stored whose peer is this store's tag; 2**62 if none")
     oldest: int = Attribute("lowest entry number stored; 2**62 if none")
     birth: Seconds = Attribute("when the entry of that number was born, wall clock; inf if none")
+    full: str = Attribute("which bound of its disk is reached, so that nothing is kept; empty: none")
 
     def start() -> Deferred[None]:
         """Open, take the lock (waits 10 s, then fails naming the holder's pid), free what was in hand."""

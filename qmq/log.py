@@ -125,6 +125,10 @@ class EventLog:
         """The next host took it, *seconds* after it came."""
         self._log(self._form.delivered, id, queue, recipient, reply, seconds)
 
+    def moved(self, id: bytes, queue: str, recipient: Address, to: str, seconds: Seconds) -> None:
+        """The queue *to* of this gateway took it, *seconds* after it came."""
+        self._log(self._form.moved, id, queue, recipient, to, seconds)
+
     def deferred(self, id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> None:
         """It is tried again at *due* (wall clock)."""
         self._log(self._form.deferred, id, queue, recipient, due, reply)
@@ -132,6 +136,10 @@ class EventLog:
     def failed(self, id: bytes, queue: str, recipient: Address, reply: Reply) -> None:
         """No further attempt."""
         self._log(self._form.failed, id, queue, recipient, reply)
+
+    def deleted(self, id: bytes, queue: str, recipient: Address) -> None:
+        """An operator threw it away; nobody is told."""
+        self._log(self._form.deleted, id, queue, recipient)
 
     def bounced(self, id: bytes, bounce_id: bytes, queue: str, to: Address) -> None:
         """A notice about it was taken over."""

@@ -19,6 +19,8 @@ Octets = int
 
 # A due time (wall clock) that never comes: of a message that the operator holds.
 HELD: Seconds = 1e15
+# What a site begins with that is another queue of this gateway: its mail is moved there.
+QUEUE = b"queue:"
 
 # Frozen values cost 0.2 us an object more at run time; the tests pay that, and
 # production does not. To mypy a value is always frozen.

@@ -36,7 +36,7 @@ from qmq.mail import (
     Token,
     address,
 )
-from qmq.queue.runner import Queue
+from qmq.queue.runner import Queue, Terms
 from qmq.queue.schedule import parse_schedule
 from qmq.receive.draft import Drafts
 from qmq.receive.qmtp import QMTPFactory
@@ -181,7 +181,7 @@ class Process:
     def open(self, dialler, site_of, bounces, **how):
         self.destinations = Destinations(dialler, self.clock, **how)
         self.queue = Queue(
-            self.name, self.spool, self.destinations, site_of, RETRY, WEEK, WEEK, None,
+            self.name, self.spool, self.destinations, site_of, Terms(RETRY, WEEK, WEEK), None,
             self.clock, self.clock.seconds, FakeLog(), jitter=lambda: 0.0,
         )  # fmt: skip
         if bounces is not None:

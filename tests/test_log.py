@@ -77,8 +77,10 @@ class LogTests(SynchronousTestCase):
         log.handed(b"q", "customer1", [RECIPIENT])
         log.kept(b"q", "instance customer1 unreachable")
         log.delivered(b"q", "customer1", RECIPIENT, OK, 1.25)
+        log.moved(b"q", "customer1", RECIPIENT, "internet", 1.25)
         log.deferred(b"q", "customer1", RECIPIENT, NOW + 400, NO)
         log.failed(b"q", "customer1", RECIPIENT, NO)
+        log.deleted(b"q", "customer1", RECIPIENT)
         log.bounced(b"q", b"q.b-1", "customer1", SENDER)
         log.dropped_bounce(b"q", "customer1", "triple bounce")
         log.warning("disk is nearly full")
@@ -98,11 +100,13 @@ class LogTests(SynchronousTestCase):
                     'delivered id=q queue=customer1 to=<b@example.net> delay=1.2 reply="250 2.0.0 ok"'
                     ' mta="mail.example.net (192.0.2.2)"'
                 ),
+                "moved id=q queue=customer1 to=<b@example.net> instance=internet delay=1.2",
                 (
                     "deferred id=q queue=customer1 to=<b@example.net> due=2026-11-23T18:13:42Z"
                     ' reply="550 5.1.1 no such user"'
                 ),
                 'failed id=q queue=customer1 to=<b@example.net> reply="550 5.1.1 no such user"',
+                "deleted id=q queue=customer1 to=<b@example.net>",
                 "bounced id=q bounce=q.b-1 queue=customer1 to=<a@example.org>",
                 'dropped-bounce id=q queue=customer1 why="triple bounce"',
                 'warning text="disk is nearly full"',

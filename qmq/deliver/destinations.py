@@ -17,7 +17,7 @@ UNTRIED, told by identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from random import random
 from typing import Any
@@ -68,7 +68,7 @@ class Destinations:
         remembered: int = 2000,
         jitter: Callable[[], float] = random,
     ) -> None:
-        self._dialler = dialler
+        self.dialler = dialler  # another one is asked from the next connection on
         self._clock = clock
         self.now: Callable[[], Seconds] = clock.seconds
         self._first_slots = slots
@@ -161,10 +161,16 @@ class Destinations:
                 if not site.broken:
                     self._probes.at(now, site)
 
-    def withdraw(self) -> None:
+    def withdraw_all(self) -> None:
         """Answer all that has not begun with UNTRIED; what is on its way goes on."""
         for site in list(self._sites.values()):
             self._answer_all(site, UNTRIED)
+
+    def withdraw(self, name: bytes, messages: Sequence[Message]) -> None:
+        """Likewise those of *messages*, of one site, that have not begun."""
+        if (site := self._sites.get(name)) is not None:
+            for message in site.withdraw(messages):
+                self._answer(site, message, UNTRIED)
 
     def stop(self, seconds: Seconds) -> Deferred[None]:
         """Begin nothing more; fires when all connections are gone, cut after *seconds* if need be."""
@@ -173,7 +179,7 @@ class Destinations:
         self.shares.halt()
         for dial in list(self._dials):
             dial.cancel()
-        self.withdraw()
+        self.withdraw_all()
         for site in list(self._sites.values()):
             for connection in list(site.open):
                 connection.close()
@@ -267,7 +273,7 @@ class Destinations:
     def _dial(self, site: Site) -> None:
         site.dialling += 1
         self.shares.take(site)
-        dial: Deferred[Any] = maybeDeferred(self._dialler.dial, site.name, site)
+        dial: Deferred[Any] = maybeDeferred(self.dialler.dial, site.name, site)
         self._dials.add(dial)
         dial.addBoth(self._dialled, dial, site)
         dial.addErrback(self._fault, site)
@@ -368,11 +374,14 @@ class Destinations:
             site.full = False
             self._full.pop(site.name, None)
         for message in waiting:
-            done = site.dones.pop(id(message))
-            self.count -= 1
-            done(message, [reply] * len(message.envelope.recipients))
+            self._answer(site, message, reply)
         if waiting and reply is not UNTRIED:
             self.room(site.name)
+
+    def _answer(self, site: Site, message: Message, reply: Reply) -> None:
+        done = site.dones.pop(id(message))
+        self.count -= 1
+        done(message, [reply] * len(message.envelope.recipients))
 
     def _probe(self, site: Site) -> bool:
         if may := self.shares.may(site):

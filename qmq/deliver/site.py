@@ -118,10 +118,26 @@ class Site:
         message = ready.popleft()
         # Deficit round robin: a turn is counted in messages, a long one as one for each 64 KiB.
         self.credit -= 1 + (message.body.size >> 16)
-        if self.full and len(ready) <= self.low:
+        if self.full:
+            self.roomier()
+        return message
+
+    def withdraw(self, messages: Sequence[Message]) -> list[Message]:
+        """Take those of *messages* that are ready out of the queue; which they were."""
+        wanted = {id(message) for message in messages}
+        found = [message for message in self.ready if id(message) in wanted]
+        if found:
+            left = [message for message in self.ready if id(message) not in wanted]
+            self.ready.clear()
+            self.ready.extend(left)
+            self.roomier()
+        return found
+
+    def roomier(self) -> None:
+        """The ready queue has become shorter."""
+        if self.full and len(self.ready) <= self.low:
             self.full = False
             self.house.drained(self)
-        return message
 
     def finished(self, message: Message, replies: Sequence[Reply]) -> None:
         """Learn from the answer, then pass it on."""

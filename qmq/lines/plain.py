@@ -22,8 +22,8 @@ from qmq.mail import Address, Octets, Reply, Seconds
 from qmq.session import Session
 
 __all__ = [
-    "CLOSE", "OPEN", "THEN", "accepted", "bounced", "deferred", "delivered", "dropped_bounce", "failed", "handed",
-    "kept", "noted", "passed", "refused", "warning",
+    "CLOSE", "OPEN", "THEN", "accepted", "bounced", "deferred", "deleted", "delivered", "dropped_bounce", "failed",
+    "handed", "kept", "moved", "noted", "passed", "refused", "warning",
 ]  # fmt: skip
 
 # Before the time, between the time and the fact, and behind it.
@@ -94,6 +94,11 @@ def delivered(id: bytes, queue: str, recipient: Address, reply: Reply, seconds: 
     return f"delivered {_delivery(id, queue, recipient)} delay={seconds:.1f} reply={_answer(reply)}"
 
 
+def moved(id: bytes, queue: str, recipient: Address, to: str, seconds: Seconds) -> str:
+    """Another queue of this gateway took it."""
+    return f"moved {_delivery(id, queue, recipient)} instance={_text(to)} delay={seconds:.1f}"
+
+
 def deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> str:
     """It is tried again."""
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(due)))
@@ -103,6 +108,11 @@ def deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Rep
 def failed(id: bytes, queue: str, recipient: Address, reply: Reply) -> str:
     """No further attempt."""
     return f"failed {_delivery(id, queue, recipient)} reply={_answer(reply)}"
+
+
+def deleted(id: bytes, queue: str, recipient: Address) -> str:
+    """An operator threw it away."""
+    return f"deleted {_delivery(id, queue, recipient)}"
 
 
 def bounced(id: bytes, bounce_id: bytes, queue: str, to: Address) -> str:

@@ -113,6 +113,11 @@ def delivered(id: bytes, queue: str, recipient: Address, reply: Reply, seconds: 
     return f'"delivered",{_delivery(id, queue, recipient)},"delay":{seconds:.3f},{_their_answer(reply)}'
 
 
+def moved(id: bytes, queue: str, recipient: Address, to: str, seconds: Seconds) -> str:
+    """Another queue of this gateway took it."""
+    return f'"moved",{_delivery(id, queue, recipient)},"instance":{_text(to)},"delay":{seconds:.3f}'
+
+
 def deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> str:
     """It is tried again."""
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(due)))
@@ -122,6 +127,11 @@ def deferred(id: bytes, queue: str, recipient: Address, due: Seconds, reply: Rep
 def failed(id: bytes, queue: str, recipient: Address, reply: Reply) -> str:
     """No further attempt."""
     return f'"failed",{_delivery(id, queue, recipient)},{_their_answer(reply)}'
+
+
+def deleted(id: bytes, queue: str, recipient: Address) -> str:
+    """An operator threw it away."""
+    return f'"deleted",{_delivery(id, queue, recipient)}'
 
 
 def bounced(id: bytes, bounce_id: bytes, queue: str, to: Address) -> str:

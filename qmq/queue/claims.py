@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from qmq.deliver.destinations import Destinations
 from qmq.interfaces import ISpool
-from qmq.mail import Body, Entry, Message, Seconds
+from qmq.mail import Entry, Seconds
 
 # qmail waits as long after trouble with the disk.
 _TROUBLE: Seconds = 10
@@ -62,7 +62,6 @@ class Claims:
         self._runs = False
         self.more = False  # the spool has more that is due: claim as soon as there is room
         self.claiming = False
-        self.reading = 0  # entries whose bodies are being read
         self._soon = False  # a claim is on its way through the reactor
         self._ahead = wall() - clock.seconds()  # the wall clock, of the monotonic one
         self._timer: IDelayedCall | None = None
@@ -121,32 +120,6 @@ class Claims:
     def alive(self, site: bytes) -> None:
         """A dead site is back: its mail need not wait, and comes as windows allow."""
         self.due_now({"site": site.decode("utf-8", "surrogateescape")}).addErrback(self._failed, "due_now")
-
-    def read(self, entry: Entry, then: Callable[[], None], failed: Callable[[Failure], None]) -> None:
-        """Go on when the entry has its body, of the spool's own; at once if it is in memory."""
-        self.reading += 1
-        try:
-            body = self._spool.body(entry)
-        except Exception:  # noqa: BLE001 - whatever store: one unreadable entry must not stop the others
-            self._unread(Failure(), failed)
-            return
-        if isinstance(body, Deferred):
-            body.addCallbacks(self._read, self._unread, (entry, then), {}, (failed,))
-        else:
-            self._read(body, entry, then)
-
-    def _read(self, body: Body, entry: Entry, then: Callable[[], None]) -> None:
-        self.reading -= 1
-        message = entry.message
-        if message.body is not body:
-            entry.message = Message(message.envelope, message.fields, body)
-        then()
-        self._ended()
-
-    def _unread(self, failure: Failure, failed: Callable[[Failure], None]) -> None:
-        self.reading -= 1
-        failed(failure)
-        self._ended()
 
     def _now(self) -> None:
         self._soon = False

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from qmq.mail import Address, Entry, Reply, Seconds
+from qmq.mail import QUEUE, Address, Entry, Reply, Seconds
 from qmq.queue.settle import Settled
 
 # Deliveries of which the times are kept.
@@ -35,11 +35,17 @@ class QueueLog(Protocol):
     def delivered(self, id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> None:
         """The next host took it, *seconds* after it came."""
 
+    def moved(self, id: bytes, queue: str, recipient: Address, to: str, seconds: Seconds) -> None:
+        """The queue *to* of this gateway took it, *seconds* after it came."""
+
     def deferred(self, id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> None:
         """It is tried again at *due* (wall clock)."""
 
     def failed(self, id: bytes, queue: str, recipient: Address, reply: Reply) -> None:
         """No further attempt."""
+
+    def deleted(self, id: bytes, queue: str, recipient: Address) -> None:
+        """An operator threw it away; nobody is told."""
 
     def warning(self, text: str) -> None:
         """For the operator."""
@@ -48,22 +54,30 @@ class QueueLog(Protocol):
 class Ledger:
     """Counts of *queue* since the start, and the times of the latest deliveries; writes each fact to its log."""
 
-    __slots__ = ("_log", "_next", "_queue", "_times", "accepted", "bounced", "deferred", "delivered", "failed")
+    __slots__ = (
+        "_log", "_next", "_queue", "_times", "accepted", "bounced", "deferred", "deleted", "delivered", "failed",
+        "moved",
+    )  # fmt: skip
 
     def __init__(self, queue: str, log: QueueLog) -> None:
         self._queue = queue
         self._log = log
         self.accepted = 0  # messages; the rest are recipients
         self.delivered = 0
+        self.moved = 0  # to another queue
         self.deferred = 0
         self.failed = 0
         self.bounced = 0
+        self.deleted = 0
         self._times: list[Seconds] = []
         self._next = 0
 
     def enter(self, entry: Entry, settled: Settled, age: Seconds) -> None:
-        """An attempt at a message of this *age* is over, and *settled* in the entry."""
+        """An attempt at a message of this *age*, or what an operator did with it, is *settled* in the entry."""
         queue_id = entry.message.envelope.token.id
+        if settled.delivered and entry.site.startswith(QUEUE):
+            self._enter_moved(entry, settled, age)
+            settled = Settled((), settled.deferred, settled.failed)
         for recipient, reply in settled.delivered:
             self._log.delivered(queue_id, self._queue, recipient, reply, age)
             self.delivered += 1
@@ -73,8 +87,17 @@ class Ledger:
         for recipient, reply in settled.failed:
             self._log.failed(queue_id, self._queue, recipient, reply)
             self.failed += 1
+        for recipient in settled.deleted:
+            self._log.deleted(queue_id, self._queue, recipient)
+            self.deleted += 1
         if settled.delivered:
             self._time(age)
+
+    def _enter_moved(self, entry: Entry, settled: Settled, age: Seconds) -> None:
+        to = entry.site.removeprefix(QUEUE).decode("utf-8", "backslashreplace")
+        for recipient, _ in settled.delivered:
+            self._log.moved(entry.message.envelope.token.id, self._queue, recipient, to, age)
+            self.moved += 1
 
     def _time(self, age: Seconds) -> None:
         if len(self._times) < _RING:
@@ -89,9 +112,11 @@ class Ledger:
         return {
             "accepted": self.accepted,
             "delivered": self.delivered,
+            "moved": self.moved,
             "deferred": self.deferred,
             "failed": self.failed,
             "bounced": self.bounced,
+            "deleted": self.deleted,
             "p50": median,
             "p99": most,
         }

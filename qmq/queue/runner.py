@@ -5,10 +5,6 @@ A message is kept (one sync for a whole batch), answered, and at the same moment
 handed from memory to its destination. What could not be delivered rests in the
 spool until it is due. Refilling is driven by what is delivered, not by what
 comes in: a flood of new mail holds up no delivery.
-
-An entry in hand is in exactly one place: at its destination, on its way there
-while its body is read, or with the bouncer. Every way out ends in the spool's
-settle or release.
 """
 
 from __future__ import annotations
@@ -25,19 +21,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qmq.deliver.destinations import UNTRIED, Destinations
+from qmq.deliver.destinations import Destinations
 from qmq.interfaces import INextHop, ISpool
-from qmq.mail import NULL_SENDER, Address, Entry, Message, Octets, Reply, Seconds
-from qmq.queue.claims import Claims
+from qmq.mail import Address, Entry, Message, Reply, Seconds
+from qmq.queue.hand import Hand
 from qmq.queue.ledger import Bouncer, Ledger, QueueLog
-from qmq.queue.schedule import Schedule
-from qmq.queue.settle import settle
-from qmq.queue.telling import Telling
+from qmq.queue.marks import PAUSED, REFUSING, Marks
+from qmq.queue.orders import Acted, Orders
+from qmq.queue.terms import Terms
+
+__all__ = ["Acted", "Queue", "Terms"]
 
 # Sites of domains remembered.
 _SITES = 10000
-# Mail for which there is no room comes back after this, and up to as much again.
-_NO_ROOM: Seconds = 30
 
 log = Logger()
 
@@ -48,13 +44,15 @@ class Queue(MultiService):
     One queue.
 
     *site_of* gives the next-hop site of a recipient, and looks at its domain
-    alone. *wall* is the wall clock, *clock* runs on monotonic time.
-    *limit_messages* and *limit_octets* bound what is taken in, *window* what is
-    in hand when more is claimed, *bounces* how many are with the bouncer at
-    once. *notice*: the age at which the sender is told of a delay; None: never.
-    *nap* is the longest time without a look at the spool.
+    alone. *wall* is the wall clock, *clock* runs on monotonic time. *window*
+    bounds what is in hand when more is claimed, *bounces* how many are with the
+    bouncer at once. *nap* is the longest time without a look at the spool.
+    *marks* keep `pause` and `refuse` over a crash; they are read at the start.
+    Unless *movable* nothing is moved to another queue by an operator: what
+    waits may have been taken already where it is handed over to.
 
-    *bouncer* may be set until the service starts.
+    *given_up* (an attribute) is told of an entry that leaves though not all of
+    it was delivered: failed, expired, deleted, returned.
     """
 
     def __init__(
@@ -63,61 +61,67 @@ class Queue(MultiService):
         spool: ISpool,
         destinations: Destinations,
         site_of: Callable[[Address], bytes],
-        schedule: Schedule,
-        lifetime: Seconds,
-        bounce_lifetime: Seconds,
+        terms: Terms,
         bouncer: Bouncer | None,
         clock: IReactorTime,
         wall: Callable[[], Seconds],
         log: QueueLog,
-        limit_messages: int = 1_000_000,
-        limit_octets: Octets = 100 << 30,
+        *,
+        marks: Marks | None = None,
+        movable: bool = True,
         window: int = 1000,
         bounces: int = 100,
         jitter: Callable[[], float] = random,
         stop_seconds: Seconds = 10,
-        notice: Seconds | None = None,
         nap: Seconds = 30,
     ) -> None:
         super().__init__()
         self.setName(name)
         self.spool = spool
         self.destinations = destinations
-        self.bouncer = bouncer
-        self.paused = False
         self.refusing = False
         self._mta = name
         self._site_of = site_of
         self._sites: dict[bytes, bytes] = {}
-        self._schedule = schedule
-        self._lifetime = lifetime
-        self._bounce_lifetime = bounce_lifetime
+        self._terms = terms
         self._clock = clock
         self._wall = wall
         self._log = log
-        self._limit_messages = limit_messages
-        self._limit_octets = limit_octets
-        self._window = window
-        self._jitter = jitter
+        self._marks = Marks(None) if marks is None else marks
         self._stop_seconds = stop_seconds
-        self._notice = notice
         self._refused = Reply(452, "4.3.2", "this queue takes no mail now, try again later", name)
         self._full = Reply(452, "4.3.1", "this queue is full, try again later", name)
         self._trouble = Reply(452, "4.3.1", "try again later", name)
         self._ledger = Ledger(name, log)
-        self._in_hand: dict[int, tuple[Entry, Seconds]] = {}  # at destinations: by id() of the message; when it started
         self._keeping = 0
         self._open = False  # takes and delivers
         self._quiet: Deferred[None] | None = None  # stopping: fires when nothing is under way
         self._opened: bool | Failure = False
         self._watchers: list[Deferred[None]] = []
-        claims = Claims(spool, destinations, clock, wall, nap, self._room, self._take_up, self._warn, self._check_quiet)
-        self._claims = claims
-        self._telling = Telling(
-            spool, self._ledger, bounces, wall, jitter, self._settle, self._deliver, self._read, self._warn
-        )
-        destinations.alive = claims.alive
-        destinations.room = lambda _: claims.soon()
+        self._hand = hand = Hand(
+            spool, destinations, terms, self._ledger, clock, wall, self._warn, self._check_quiet,
+            window=window, bounces=bounces, nap=nap, jitter=jitter,
+        )  # fmt: skip
+        self._orders = Orders(name, spool, destinations, hand, clock, wall, movable=movable)
+        self.bouncer = bouncer
+
+    @property
+    def bouncer(self) -> Bouncer | None:
+        """Who tells senders; None: bounces wait."""
+        return self._hand.telling.bouncer
+
+    @bouncer.setter
+    def bouncer(self, bouncer: Bouncer | None) -> None:
+        self._hand.telling.bouncer = bouncer
+
+    @property
+    def given_up(self) -> Callable[[Entry], None]:
+        """Told of entries that leave undelivered."""
+        return self._hand.given_up
+
+    @given_up.setter
+    def given_up(self, told: Callable[[Entry], None]) -> None:
+        self._hand.given_up = told
 
     # The joint
 
@@ -133,17 +137,21 @@ class Queue(MultiService):
     def send_in_doubt(self, message: Message, low: int) -> Deferred[Sequence[Reply]]:
         """As `send`; below *low* nothing of the token's peer is in doubt any more."""
         recipients = message.envelope.recipients
+        try:
+            sites = [self._sites[recipient.domain] for recipient in recipients]
+        except KeyError:
+            sites = [self._site(recipient) for recipient in recipients]
+        return self.take(message, sites, low)
+
+    def take(self, message: Message, sites: Sequence[bytes], low: int) -> Deferred[Sequence[Reply]]:
+        """As `send_in_doubt`; each recipient has its site, whatever *site_of* would say."""
         spool = self.spool
         if self.refusing or not self._open:
-            return succeed([self._refused] * len(recipients))
-        if spool.messages >= self._limit_messages or spool.octets + message.body.size > self._limit_octets:
-            return succeed([self._full] * len(recipients))
-        try:
-            where = [self._sites[recipient.domain] for recipient in recipients]
-        except KeyError:
-            where = [self._site(recipient) for recipient in recipients]
+            return succeed([self._refused] * len(sites))
+        if self._terms.full(spool, message.body.size, self._wall):
+            return succeed([self._full] * len(sites))
         self._keeping += 1
-        kept: Deferred[Any] = spool.keep(message, where, low)
+        kept: Deferred[Any] = spool.keep(message, sites, low)
         return kept.addCallbacks(self._kept, self._not_kept, (message,), {}, (message,))
 
     def _site(self, recipient: Address) -> bytes:
@@ -159,11 +167,12 @@ class Queue(MultiService):
         self._ledger.accepted += 1
         try:
             now = self._wall()
+            hand = self._hand
             for entry in entries:
                 if entry.message.body.path is None:
-                    self._deliver(entry, now)
+                    hand.deliver(entry, now)
                 else:
-                    self._read(entry, partial(self._deliver, entry, now))  # the draft goes when we have answered
+                    hand.read(entry, partial(hand.go_on, entry, now))  # the draft goes when we have answered
         except Exception:  # noqa: BLE001 - a fault of ours, told; the message is safe, and that is the answer
             log.failure("could not begin to deliver {id}", id=message.envelope.token.id)
         envelope = message.envelope
@@ -177,160 +186,110 @@ class Queue(MultiService):
         self._check_quiet()
         return [self._trouble] * len(message.envelope.recipients)
 
-    # Out to the destinations and back
-
-    def _deliver(self, entry: Entry, started: Seconds) -> None:
-        """An entry with its body: to its destination."""
-        if self._holds():
-            self._claims.more = True
-            self.spool.release(entry, started)
-            self._check_quiet()
-            return
-        message = entry.message
-        self._in_hand[id(message)] = (entry, started)
-        self.destinations.add(message, self._done, entry.site)
-
-    def _done(self, message: Message, replies: Sequence[Reply]) -> None:
-        """What became of an entry at its destination."""
-        entry, started = self._in_hand.pop(id(message))
-        if replies[0] is UNTRIED or (self._quiet is not None and _nobodys_word(replies)):
-            self._give_back(entry)
-        else:
-            self._attempted(entry, replies, started)
-        if self._claims.more and len(self._in_hand) <= self._window >> 1:
-            self._claims.soon()
-
-    def _give_back(self, entry: Entry) -> None:
-        """Not tried: now is soon enough if its site says when it has room; else in a while."""
-        now = self._wall()
-        if self._holds():
-            self._claims.more = True
-        elif not self.destinations.full(entry.site):
-            now += _NO_ROOM * (1 + self._jitter())
-            self._claims.wake(now)
-        self.spool.release(entry, now)
-
-    def _attempted(self, entry: Entry, replies: Sequence[Reply], started: Seconds, read: bool = True) -> None:
-        now = self._wall()
-        lifetime = self._bounce_lifetime if entry.message.envelope.sender == NULL_SENDER else self._lifetime
-        settled = settle(entry, replies, started, now, self._schedule, lifetime, self._jitter())
-        self._ledger.enter(entry, settled, now - entry.born)
-        if entry.bouncing:
-            self._telling.bounce(entry, None, read)
-        elif entry.due is None:
-            self.spool.settle(entry)
-        elif self._notice is not None and not entry.delayed and now - entry.born >= self._notice:
-            self._telling.delay(entry, read)
-        else:
-            self._settle(entry)
-
-    def _settle(self, entry: Entry) -> None:
-        """Write it; if it is to be tried again, wake up for it."""
-        self.spool.settle(entry)
-        if entry.due is not None:
-            self._claims.wake(entry.due)
-        self._check_quiet()
-
-    # In from the spool
-
-    def _take_up(self, entry: Entry, started: Seconds) -> None:
-        """An entry that was claimed, without its body."""
-        if self._holds():
-            self.spool.release(entry, started)
-        elif entry.bouncing:
-            self._telling.bounce(entry, started, read=False)
-        elif (reply := self.destinations.refusal(entry.site)) is not None:
-            # No use to read the body for this.
-            self._attempted(entry, [reply] * len(entry.message.envelope.recipients), started, read=False)
-        else:
-            self._read(entry, partial(self._deliver, entry, started))
-
-    def _read(self, entry: Entry, then: Callable[[], None]) -> None:
-        self._claims.read(entry, then, partial(self._unread, entry))
-
-    def _unread(self, entry: Entry, failure: Failure) -> None:
-        self._telling.forget(entry)
-        self._warn(f"body of entry {entry.number}: {failure.getErrorMessage()}")
-        self.spool.release(entry, self._wall() + _NO_ROOM * (1 + self._jitter()))
-
-    def _room(self) -> int:
-        return min(self._window - len(self._in_hand) - self._claims.reading, self.destinations.space())
-
-    def _holds(self) -> bool:
-        """Whether nothing is to be delivered now."""
-        return self.paused or self._quiet is not None or not self.destinations.concurrency
-
-    def _warn(self, text: str) -> None:
-        self._log.warning(f"{self._mta}: {text}")
-
     # What operators and the configuration say
 
-    def pause(self) -> None:
-        """Deliver nothing; what is on its way goes on. Intake goes on."""
-        self.paused = True
-        self._claims.halt()
-        self.destinations.withdraw()
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is delivered."""
+        return self._hand.paused
 
-    def resume(self) -> None:
-        """Deliver again."""
-        self.paused = False
-        if self._open and not self._holds():
-            self._claims.run()
+    @property
+    def full(self) -> str:
+        """Why nothing more is taken in now: the setting that is reached, or the spool's word; empty: it is."""
+        return self._terms.full(self.spool, 1, self._wall)
 
-    def refuse(self) -> None:
-        """Take nothing in; delivery goes on."""
+    def entry(self, message: Message) -> Entry | None:
+        """The entry that a message at its destination is of."""
+        return self._hand.entry(message)
+
+    def act(
+        self, order: str, query: Mapping[str, str], told: Callable[[int], None], to: str = "", reason: str = ""
+    ) -> Deferred[Acted]:
+        """
+        Have done what an operator *order*s with all that match (qmq.spool.query); *told* hears how many so far.
+
+        hold: it waits for release, however long; an age limit counts it.
+        release: what is held is due now. now: what is not held is due now, dead
+        sites too. delete: it goes, and nobody is told. bounce: it fails with
+        *reason*, and its sender is told. move: it goes to the queue *to*, as a
+        hand-over; left alone, but due now, is what may have been taken
+        elsewhere already (`qmq.queue.settle.may`).
+
+        Cancelled it ends after the piece that is under way. Fails with
+        ValueError, with a text for who asked, or SpoolTrouble.
+        """
+        return self._orders.act(order, query, told, to, reason)
+
+    def pause(self) -> Deferred[None]:
+        """Deliver nothing; what is on its way goes on, and so does intake. Fires when it would survive a crash."""
+        self._hold_still()
+        return self._mark(PAUSED, True)
+
+    def resume(self) -> Deferred[None]:
+        """Deliver again; as `pause`."""
+        self._hand.paused = False
+        if self._open and not self._hand.holds():
+            self._hand.claims.run()
+        return self._mark(PAUSED, False)
+
+    def refuse(self) -> Deferred[None]:
+        """Take nothing in; delivery goes on. Fires when it would survive a crash."""
         self.refusing = True
+        return self._mark(REFUSING, True)
 
-    def accept(self) -> None:
-        """Take mail in again."""
+    def accept(self) -> Deferred[None]:
+        """Take mail in again; as `refuse`."""
         self.refusing = False
+        return self._mark(REFUSING, False)
+
+    def _hold_still(self) -> None:
+        self._hand.paused = True
+        self._hand.claims.halt()
+        self.destinations.withdraw_all()
+
+    def _mark(self, word: str, on: bool) -> Deferred[None]:
+        return self._marks.set(word, on).addErrback(self._not_marked)
+
+    def _not_marked(self, failure: Failure) -> Failure:
+        self._warn(f"it is so until the next start only: {failure.getErrorMessage()}")
+        return failure
 
     def due_now(self, query: Mapping[str, str]) -> Deferred[int]:
         """Try what matches at once, dead sites too; fires with how many entries."""
         self.destinations.awaken()
-        return self._claims.due_now(query)
+        return self._hand.claims.due_now(query)
 
-    def reconfigure(
-        self,
-        site_of: Callable[[Address], bytes],
-        schedule: Schedule,
-        lifetime: Seconds,
-        bounce_lifetime: Seconds,
-        concurrency: int,
-        slots_max: int,
-        limit_messages: int,
-        limit_octets: Octets,
-        notice: Seconds | None,
-    ) -> None:
-        """Take over what may change while it runs; mail that waits keeps its site and its next time."""
+    def reconfigure(self, site_of: Callable[[Address], bytes], terms: Terms, bouncer: Bouncer | None) -> None:
+        """
+        Take over what may change while it runs; mail that waits keeps its site and its next time.
+
+        *destinations* are reconfigured before, by whoever made them.
+        """
         self._site_of = site_of
         self._sites.clear()
-        self._schedule = schedule
-        self._lifetime = lifetime
-        self._bounce_lifetime = bounce_lifetime
-        self._limit_messages = limit_messages
-        self._limit_octets = limit_octets
-        self._notice = notice
-        self.destinations.reconfigure(concurrency, slots_max)
-        if self._holds():
-            self._claims.halt()
-            self.destinations.withdraw()
+        self._terms = self._hand.terms = terms
+        self.bouncer = bouncer
+        if self._hand.holds():
+            self._hand.claims.halt()
+            self.destinations.withdraw_all()
         elif self._open:
-            self._claims.run()
+            self._hand.claims.run()
 
-    def status(self) -> dict[str, float]:
-        """Plain numbers: recipients for what was done, messages for what is there, seconds for times."""
+    def status(self) -> dict[str, Any]:
+        """Numbers: recipients for what was done, messages for what is there, seconds for times; *full* is `full`."""
+        spool = self.spool
         return {
-            "queued": self.spool.messages,
-            "octets": self.spool.octets,
-            "tombstones": self.spool.tombstones,
-            "oldest": self.spool.oldest,
-            "in_hand": len(self._in_hand) + self._claims.reading + len(self._telling),
+            "queued": spool.messages,
+            "octets": spool.octets,
+            "tombstones": spool.tombstones,
+            "oldest": max(0.0, self._wall() - spool.birth),
+            "in_hand": len(self._hand),
             "ready": self.destinations.ready,
             "connections": self.destinations.connections,
-            "bouncing": len(self._telling),
+            "bouncing": len(self._hand.telling),
             "paused": self.paused,
             "refusing": self.refusing,
+            "full": self.full,
             **self._ledger.numbers(),
         }
 
@@ -339,7 +298,6 @@ class Queue(MultiService):
     def startService(self) -> None:
         """Open the spool, then go on where the last process left off."""
         super().startService()
-        self._telling.bouncer = self.bouncer
         maybeDeferred(self.spool.start).addCallbacks(self._begin, self._not_begun)
 
     def started(self) -> Deferred[None]:
@@ -350,10 +308,13 @@ class Queue(MultiService):
         return watcher
 
     def _begin(self, _: object) -> None:
+        marks = self._marks.read()
+        self._hand.paused = self.paused or PAUSED in marks
+        self.refusing = self.refusing or REFUSING in marks
         self._opened = True
         self._open = self._quiet is None
-        if not self._holds():
-            self._claims.run()
+        if not self._hand.holds():
+            self._hand.claims.run()
         self._tell_watchers()
 
     def _not_begun(self, failure: Failure) -> None:
@@ -369,8 +330,9 @@ class Queue(MultiService):
         """Start nothing new, wait for what is on its way, cut it at last; then give the rest back and close."""
         opened, self._open = self._open, False
         self._quiet = quiet = Deferred[None]()
-        self._telling.stopping = True
-        self._claims.halt()
+        hand = self._hand
+        hand.stopping = hand.telling.stopping = True
+        hand.claims.halt()
         ended = self.destinations.stop(self._stop_seconds) if opened else succeed(None)
         late = self._clock.callLater(self._stop_seconds + 2, self._give_up)
         self._check_quiet()
@@ -379,27 +341,19 @@ class Queue(MultiService):
         def close(_: object) -> Deferred[None]:
             if late.active():
                 late.cancel()
-            now = self._wall()
-            for entry in [*(entry for entry, _ in self._in_hand.values()), *self._telling.give_up()]:
-                self.spool.release(entry, now)
-            self._in_hand.clear()
+            hand.let_go()
             return maybeDeferred(MultiService.stopService, self).addCallback(lambda _: self.spool.stop())
 
         return ended.addCallback(close)
 
     def _check_quiet(self) -> None:
         """While stopping: whether the spool owes us nothing any more, nor the bouncer."""
-        quiet = self._quiet
-        if quiet is None or quiet.called:
-            return
-        if not (self._keeping or self._claims.reading or self._claims.claiming or len(self._telling)):
-            quiet.callback(None)
+        if self._quiet is not None and not self._keeping and self._hand.quiet:
+            self._give_up()
 
     def _give_up(self) -> None:
         if self._quiet is not None and not self._quiet.called:
             self._quiet.callback(None)
 
-
-def _nobodys_word(replies: Sequence[Reply]) -> bool:
-    """Whether these are no host's answers but a connection's that was cut."""
-    return all(reply.temporary and not reply.mta for reply in replies)
+    def _warn(self, text: str) -> None:
+        self._log.warning(f"{self._mta}: {text}")

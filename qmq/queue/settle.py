@@ -1,5 +1,5 @@
 """
-What an attempt has made of an entry: who is done, who waits, who failed.
+What an attempt, or an operator, has made of an entry: who is done, who waits, who failed.
 
 Pure: an entry, the replies and the times in; the entry changed, and what
 happened for the log out. A delivered recipient leaves. A deferred one stays
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qmq.mail import Address, Entry, Envelope, Message, Reply, Seconds, value
+from qmq.mail import HELD, QUEUE, Address, Entry, Envelope, Message, Reply, Seconds, value
 from qmq.queue.schedule import Schedule, expired
 
 Outcomes = tuple[tuple[Address, Reply], ...]
@@ -20,11 +20,25 @@ Outcomes = tuple[tuple[Address, Reply], ...]
 
 @value
 class Settled:
-    """What an attempt has made of each recipient, for the log."""
+    """What an attempt or an order has made of each recipient, for the log."""
 
     delivered: Outcomes = ()
     deferred: Outcomes = ()
     failed: Outcomes = ()
+    deleted: tuple[Address, ...] = ()
+
+
+# What senders are told of mail that an operator returns, if he says nothing else.
+RETURNED = Reply(554, "5.7.1", "returned by the operator of this gateway")
+
+
+@value
+class Order:
+    """What an operator wants done with an entry: *word* is hold, release, delete, bounce or move."""
+
+    word: str
+    site: bytes = b""  # move: where to
+    reply: Reply = RETURNED  # bounce: what senders are told
 
 
 # The hop owes a reply for each recipient; one that it did not give must not count as delivered.
@@ -78,6 +92,62 @@ def settle(
         entry.bouncing = tuple(failed)
         entry.generation += 1
     return Settled(tuple(taken), tuple(deferred), tuple(failed))
+
+
+def stays(reply: Reply) -> Reply:
+    """
+    The reply of another of our queues to what is moved there.
+
+    Its refusal fails nobody: the message is ours, it waits for a better day or
+    the operator, who reads there what was said.
+    """
+    if not reply.permanent:
+        return reply
+    return Reply(451, "4.3.0", f"refused there: {reply.code} {reply.status} {reply.text}", reply.mta, reply.tls)
+
+
+def may(order: Order, entry: Entry) -> bool:
+    """
+    Whether the order can be carried out on *entry*.
+
+    No second bounce is made while one waits to be taken over (see `settle`). Of
+    what is on its way to another queue and has been offered there, nobody knows
+    whether it was taken: it may not go to a third. `last`, which a move empties,
+    says so; a crash within the very first offer leaves no trace, so that a
+    second move after it may double that message.
+    """
+    match order.word:
+        case "bounce":
+            return bool(entry.message.envelope.recipients) and not entry.bouncing
+        case "move":
+            in_doubt = entry.site.startswith(QUEUE) and entry.last and entry.site != order.site
+            return bool(entry.message.envelope.recipients) and not in_doubt
+        case _:
+            return True
+
+
+def obey(order: Order, entry: Entry, now: Seconds) -> Settled:
+    """Change *entry* as it `may` be; afterwards its due is None if no attempt is to be made any more."""
+    recipients = entry.message.envelope.recipients
+    entry.due = now
+    match order.word:
+        case "hold":
+            entry.due = HELD if recipients or entry.bouncing else None
+        case "delete":
+            deleted = (*recipients, *(one for one, _ in entry.bouncing))
+            _keep_only(entry, ())
+            entry.bouncing = ()
+            return Settled(deleted=deleted)
+        case "bounce":
+            failed = tuple([(one, order.reply) for one in recipients])
+            _keep_only(entry, ())
+            entry.bouncing = failed
+            entry.generation += 1
+            return Settled(failed=failed)
+        case "move" if entry.site != order.site:
+            entry.site = order.site
+            entry.last = {}  # nothing was said there yet
+    return Settled()
 
 
 def _keep_only(entry: Entry, deferred: Outcomes) -> None:

@@ -60,6 +60,14 @@ class Telling:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def entries(self) -> list[Entry]:
+        """Those that are with the bouncer."""
+        return list(self._entries.values())
+
+    def has(self, number: int) -> bool:
+        """Whether that one is."""
+        return number in self._entries
+
     def bounce(self, entry: Entry, started: Seconds | None, read: bool) -> None:
         """
         Offer the entry's bounce, then settle it; *read* says whether it has its body.

@@ -95,6 +95,11 @@ class StructuredTests(SynchronousTestCase):
                 {"event": "delivered", **where, "delay": 1.25, **said},
             ),
             (
+                structured.moved(b"q", "customer1", RECIPIENT, "internet", 1.25),
+                {"event": "moved", **where, "instance": "internet", "delay": 1.25},
+            ),
+            (structured.deleted(b"q", "customer1", RECIPIENT), {"event": "deleted", **where}),
+            (
                 structured.deferred(b"q", "customer1", RECIPIENT, 1795457622.1, NO),
                 {"event": "deferred", **where, "due": "2026-11-23T18:13:42Z", **no},
             ),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -11,6 +12,7 @@ from zope.interface import implementer
 
 from qmq.interfaces import IConnection, IDialler, ISpool, SpoolTrouble
 from qmq.mail import (
+    HELD,
     Address,
     Body,
     DeliveryFailure,
@@ -19,11 +21,13 @@ from qmq.mail import (
     FileBody,
     MemoryBody,
     Message,
+    Octets,
     Reply,
     Seconds,
     Token,
     address,
 )
+from qmq.spool.query import parse
 
 OK = Reply(250, "2.0.0", "taken", "mx.example.org (192.0.2.1)")
 LATER = Reply(451, "4.7.1", "greylisted", "mx.example.org (192.0.2.1)")
@@ -47,6 +51,7 @@ class FakeSpool:
     tombstones = 0
     lowest = 2**62
     oldest = 2**62
+    full = ""
 
     def __init__(self, wall: Callable[[], Seconds]) -> None:
         self.wall = wall
@@ -59,6 +64,7 @@ class FakeSpool:
         self.hold: list[Callable[[], None]] | None = None
         self.broken: Exception | None = None
         self.reading: list[tuple[Deferred[Body], Body]] | None = None
+        self.seizing: list[Callable[[], None]] | None = None  # a list: seize waits until the test calls what is in it
         self.lows: list[int] = []
         self.octets = 0
         self.running = False
@@ -68,6 +74,10 @@ class FakeSpool:
     @property
     def messages(self) -> int:  # type: ignore[override]
         return len(self.entries)
+
+    @property
+    def birth(self) -> Seconds:
+        return min((e.born for e in self.entries.values()), default=inf)
 
     def start(self) -> Deferred[None]:
         self.running = True
@@ -137,11 +147,14 @@ class FakeSpool:
         ]  # fmt: skip
         due.sort(key=lambda e: (e.due, e.number))
         for entry in due[:limit]:
-            self.in_hand.add(entry.number)
-            entry.due = None
-            m = entry.message
-            entry.message = Message(m.envelope, m.fields, FileBody("/nowhere", m.body.size))
+            self._take(entry)
         return succeed(due[:limit])
+
+    def _take(self, entry: Entry) -> None:
+        self.in_hand.add(entry.number)
+        entry.due = None
+        m = entry.message
+        entry.message = Message(m.envelope, m.fields, FileBody("/nowhere", m.body.size))
 
     def next_due(self, busy: Sequence[bytes]) -> Deferred[Seconds | None]:
         due = [
@@ -162,13 +175,37 @@ class FakeSpool:
 
     def due_now(self, query: Mapping[str, str]) -> Deferred[int]:
         site = query.get("site", "").encode()
-        found = [e for e in self.entries.values() if e.number not in self.in_hand and site in (b"", e.site)]
+        found = [
+            e for e in self.entries.values()
+            if e.number not in self.in_hand and site in (b"", e.site) and (e.due or 0) < HELD
+        ]  # fmt: skip
         for entry in found:
             entry.due = self.wall()
         return succeed(len(found))
 
     def find(self, query: Mapping[str, str], after: int, limit: int) -> Deferred[Sequence[Entry]]:
         return succeed([e for e in self.entries.values() if e.number > after][:limit])
+
+    def survey(self, query: Mapping[str, str], after: int) -> Deferred[tuple[int, Octets, int | None]]:
+        return succeed((len(self.entries), self.octets, None))
+
+    def seize(self, query: Mapping[str, str], after: int, limit: int) -> Deferred[tuple[Sequence[Entry], int | None]]:
+        if self.broken is not None:
+            return fail(self.broken)
+        matches = parse(query, self.wall()).matches
+        rest = sorted(number for number in self.entries if number > after and number not in self.in_hand)
+        some, following = rest[:limit], rest[limit - 1] if len(rest) > limit else None
+        found = [entry for entry in map(self.entries.__getitem__, some) if matches(entry)]
+        for entry in found:
+            self._take(entry)
+        if self.seizing is None:
+            return succeed((found, following))
+        seized: Deferred[tuple[Sequence[Entry], int | None]] = Deferred()
+        self.seizing.append(lambda: seized.callback((found, following)))
+        return seized
+
+    def peek(self, number: int) -> Deferred[Entry | None]:
+        return succeed(self.entries.get(number))
 
     def due(self) -> list[Seconds]:
         """When the entries that rest are due, from now."""
@@ -311,6 +348,12 @@ class FakeLog:
 
     def delivered(self, id: bytes, queue: str, recipient: Address, reply: Reply, seconds: Seconds) -> None:
         self.lines.append(("delivered", id, queue, recipient, reply, seconds))
+
+    def moved(self, id: bytes, queue: str, recipient: Address, to: str, seconds: Seconds) -> None:
+        self.lines.append(("moved", id, queue, recipient, to, seconds))
+
+    def deleted(self, id: bytes, queue: str, recipient: Address) -> None:
+        self.lines.append(("deleted", id, queue, recipient))
 
     def deferred(self, id: bytes, queue: str, recipient: Address, due: Seconds, reply: Reply) -> None:
         self.lines.append(("deferred", id, queue, recipient, due, reply))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -10,7 +11,7 @@ from zope.interface.verify import verifyObject
 from qmq.deliver.destinations import Destinations
 from qmq.interfaces import INextHop, ISpool, SpoolTrouble
 from qmq.mail import FileBody, MemoryBody, Reply
-from qmq.queue.runner import Queue
+from qmq.queue.runner import Queue, Terms
 from qmq.queue.schedule import Quadratic
 from tests.queue.fakes import (
     CUT,
@@ -27,6 +28,11 @@ from tests.queue.fakes import (
 
 WEEK = 604800.0
 NOON = 1_700_000_000.0
+
+
+def terms(**how: object) -> Terms:
+    """Qmail's schedule, a week, a day for bounces; and what the test says."""
+    return Terms(Quadratic(20), WEEK, 86400, **how)  # type: ignore[arg-type]  # as the test names them
 
 
 class Draft(FileBody):
@@ -57,10 +63,12 @@ class House:
         destinations = Destinations(self.dialler, self.clock, concurrency=concurrency, jitter=lambda: 0.0)
         self.destinations = destinations
         self.asked: list[bytes] = []
-        settings: dict[str, object] = {"jitter": lambda: 0.0, **how}
+        names = {field.name for field in fields(Terms)}
+        limits = {word: setting for word, setting in how.items() if word in names}
+        settings = {word: setting for word, setting in how.items() if word not in names}
         self.queue = Queue(
-            "q1", spool, destinations, self.site_of, Quadratic(20), WEEK, 86400, self.bouncer, self.clock, self.wall,
-            self.log, **settings,  # type: ignore[arg-type]  # as the test names them
+            "q1", spool, destinations, self.site_of, terms(**limits), self.bouncer, self.clock, self.wall, self.log,
+            **{"jitter": lambda: 0.0, **settings},  # type: ignore[arg-type]  # as the test names them
         )  # fmt: skip
         self.queue.startService()
 
@@ -603,9 +611,8 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(house.asked, [b"example.org"] * 2)
 
     def reload(self, house: House, concurrency: int = 120, limit_messages: int = 1000) -> None:
-        house.queue.reconfigure(
-            house.site_of, Quadratic(20), WEEK, WEEK, concurrency, 20, limit_messages, 1 << 30, None
-        )  # fmt: skip
+        house.destinations.reconfigure(concurrency, 20)
+        house.queue.reconfigure(house.site_of, terms(limit_messages=limit_messages), house.bouncer)
 
     def test_due_now(self) -> None:
         """An operator has everything tried at once, dead sites too."""
@@ -631,7 +638,8 @@ class OrderTests(SynchronousTestCase):
 
         self.assertEqual((status["queued"], status["delivered"], status["in_hand"]), (2, 2, 2))
         self.assertEqual((status["p50"], status["p99"]), (20, 20))
-        self.assertTrue(all(isinstance(number, int | float) for number in status.values()))
+        self.assertEqual((status["oldest"], status["full"]), (20, ""))
+        self.assertTrue(all(isinstance(number, int | float) for word, number in status.items() if word != "full"))
 
 
 class ServiceTests(SynchronousTestCase):
@@ -640,8 +648,7 @@ class ServiceTests(SynchronousTestCase):
         house = House()
         house.spool.start = Deferred  # type: ignore[method-assign,assignment]
         queue = Queue(
-            "q2", house.spool, house.destinations, house.site_of, Quadratic(), WEEK, WEEK, None, house.clock,
-            house.wall, house.log,
+            "q2", house.spool, house.destinations, house.site_of, terms(), None, house.clock, house.wall, house.log,
         )  # fmt: skip
         queue.startService()
 
@@ -654,8 +661,7 @@ class ServiceTests(SynchronousTestCase):
         broken: Deferred[None] = Deferred()
         house.spool.start = lambda: broken  # type: ignore[method-assign]
         queue = Queue(
-            "q2", house.spool, house.destinations, house.site_of, Quadratic(), WEEK, WEEK, None, house.clock,
-            house.wall, house.log,
+            "q2", house.spool, house.destinations, house.site_of, terms(), None, house.clock, house.wall, house.log,
         )  # fmt: skip
         queue.startService()
         started = queue.started()

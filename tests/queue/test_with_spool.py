@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.deliver.destinations import Destinations
 from qmq.mail import Reply
-from qmq.queue.runner import Queue
+from qmq.queue.runner import Queue, Terms
 from qmq.queue.schedule import Quadratic
 from qmq.spool.memory import Memory, MemorySpool
 from tests.queue.fakes import LATER, NEVER, OK, UNREACHABLE, FakeBouncer, FakeDialler, FakeLog, message
@@ -28,7 +28,7 @@ class House:
         self.spool = MemorySpool(memory, clock=self.clock, wall=self.clock.seconds)
         self.destinations = Destinations(self.dialler, self.clock)
         self.queue = Queue(
-            "q1", self.spool, self.destinations, lambda r: r.domain, Quadratic(20), WEEK, WEEK, self.bouncer,
+            "q1", self.spool, self.destinations, lambda r: r.domain, Terms(Quadratic(20), WEEK, WEEK), self.bouncer,
             self.clock, self.clock.seconds, self.log,
         )  # fmt: skip
         self.queue.startService()

@@ -14,7 +14,9 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 
-from qmq.mail import Body, FileBody
+from qmq.interfaces import SpoolTrouble
+from qmq.mail import Body, FileBody, MemoryBody, Octets
+from qmq.spool.table import Keep
 
 # link(2) cannot: another device, no hard links there, a foreign owner (fs.protected_hardlinks), too many links.
 UNLINKABLE = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
@@ -31,6 +33,7 @@ class Bodies:
     def __init__(self, folder: str) -> None:
         self._folder = os.path.join(folder, "mess")
         self._unsynced: set[str] = set()
+        self.octets: Octets = 0  # of all files; known from the first sweep on
 
     def path(self, number: int) -> str:
         """Where that body is."""
@@ -45,8 +48,10 @@ class Bodies:
                 self._copy(body, path)
             self._sync_file(path, body.size)
         except BaseException:
-            self.remove(number)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
             raise
+        self.octets += body.size
         self._unsynced.add(os.path.dirname(path))
         return FileBody(path, body.size)
 
@@ -58,13 +63,56 @@ class Bodies:
 
     def remove(self, number: int) -> None:
         """The file goes, if it is there; whether that is durable does not matter."""
+        path = self.path(number)
         with suppress(FileNotFoundError):
-            os.unlink(self.path(number))
+            size = os.stat(path).st_size
+            os.unlink(path)
+            self.octets -= size
 
-    def sweep(self, wanted: Iterable[int]) -> tuple[int, list[int]]:
-        """Remove files that no row speaks of; how many there were, and which wanted ones are missing."""
+    def save_all(self, keeps: Iterable[Keep]) -> list[int]:
+        """
+        Long bodies into synced files, short ones into memory; the numbers of the files.
+
+        A Keep whose body cannot be had or saved gets its trouble.
+        """
+        long = []
+        for keep in keeps:
+            body = keep.body
+            try:
+                if keep.place < 0:
+                    keep.adopt(self.save(-keep.place, body))
+                    long.append(keep)
+                elif body.path is not None:
+                    data = b"".join(body.chunks())
+                    if len(data) != body.size:
+                        keep.trouble = SpoolTrouble(f"{body.path}: {len(data)} octets, {body.size} were announced")
+                    keep.adopt(MemoryBody(data))
+            except OSError as error:
+                keep.trouble = SpoolTrouble(str(error))
+        try:
+            self.sync()
+        except OSError as error:
+            # Files whose names may be gone after a power cut are thrown away.
+            for keep in long:
+                keep.trouble = SpoolTrouble(str(error))
+            self.remove_all(-keep.place for keep in long)
+            return []
+        return [-keep.place for keep in long]
+
+    def remove_all(self, numbers: Iterable[int]) -> list[str]:
+        """Remove these; what went wrong."""
+        wrong = []
+        for number in numbers:
+            try:
+                self.remove(number)
+            except OSError as error:
+                wrong.append(f"a body that is done with stays: {error}")
+        return wrong
+
+    def sweep(self, wanted: Iterable[int]) -> list[str]:
+        """Remove files that no row speaks of; alarms for the operator about these, and about wanted ones missing."""
         missing = set(wanted)
-        removed = 0
+        removed = octets = 0
         for folder, _, names in os.walk(self._folder):
             for name in names:
                 number = _number(name)
@@ -73,10 +121,14 @@ class Bodies:
                     continue
                 if number in missing:
                     missing.discard(number)
+                    octets += os.stat(os.path.join(folder, name)).st_size
                 else:
                     os.unlink(os.path.join(folder, name))
                     removed += 1
-        return removed, sorted(missing)
+        self.octets = octets
+        alarms = [f"{self._folder}: {removed} bodies that were never acknowledged are removed"] * bool(removed)
+        alarms += [f"{self.path(number)}: the body of a message is MISSING" for number in sorted(missing)[:20]]
+        return [*alarms, *[f"{self._folder}: {len(missing)} bodies are MISSING"] * (len(missing) > 20)]
 
     def _make_folder(self, folder: str) -> None:
         if os.path.isdir(folder):

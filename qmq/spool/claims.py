@@ -6,18 +6,20 @@ So that neither those rows nor a busy site's million are passed over again
 and again, a Line remembers how far it has looked along the index: every row
 before *position* is in hand, or belongs to one of the *skipped* sites, which
 were busy then or got a row in front of the position since. Those are looked
-up one by one when they are free again.
+up one by one when they are free again. What is held lies behind every due
+time and is never reached.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import chain
 
 import apsw
 
-from qmq.mail import Seconds
+from qmq.mail import HELD, Seconds
 from qmq.spool.table import Row
 
 COLUMNS = "number, peer, seq, site, due, attempts, born, size, body, record"
@@ -34,7 +36,7 @@ ALONG = (
 )
 AHEAD = (
     f"SELECT due, site, number {_BY_DUE} {_TIES} ORDER BY number",
-    f"SELECT due, site, number {_BY_DUE} due IS NOT NULL AND (due, site) > (?, ?) ORDER BY due, site, number",
+    f"SELECT due, site, number {_BY_DUE} (due, site) > (?, ?) AND due < {HELD!r} ORDER BY due, site, number",
 )
 OF_SITE = (
     f"{_BY_SITE} site = ? AND due = ? AND number > ? ORDER BY number",
@@ -43,9 +45,10 @@ OF_SITE = (
 ROW = f"SELECT {COLUMNS} FROM message WHERE number = ?"  # noqa: S608 - constants
 # So many rows are looked through for one that is not busy.
 FAR = 5000
-FOREVER = float("inf")
-START = (-FOREVER, b"", 0)
-BEFORE_ALL = (-FOREVER, 0)
+# The last due time that comes.
+LAST = math.nextafter(HELD, 0)
+START = (-math.inf, b"", 0)
+BEFORE_ALL = (-math.inf, 0)
 
 
 class Line:
@@ -74,6 +77,7 @@ class Line:
 
     def due(self, connection: apsw.Connection, now: Seconds, busy: frozenset[bytes]) -> Iterator[Row]:
         """Rows due, oldest first; whoever takes one puts its number in hand before asking for the next."""
+        now = min(now, LAST)
         self._look_past(connection, busy)
         free = self._skipped - busy
         if len(free) > self._many:
@@ -95,7 +99,7 @@ class Line:
 
     def next(self, connection: apsw.Connection, busy: frozenset[bytes]) -> Seconds | None:
         """The due time of the first row that is free; behind thousands of busy ones it may be too early."""
-        found = [first[0] for site in self._skipped - busy if (first := self._first(connection, site, FOREVER))]
+        found = [first[0] for site in self._skipped - busy if (first := self._first(connection, site, LAST))]
         due, site, number = self._position
         ahead = chain(connection.execute(AHEAD[0], (due, site, number)), connection.execute(AHEAD[1], (due, site)))
         for seen, row in enumerate(ahead):

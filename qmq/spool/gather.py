@@ -68,27 +68,27 @@ class Gathering:
         self._soon = False  # and that is in this turn of the loop
         self._retrying: IDelayedCall | None = None
         self._broken = False
-        self._free, self._asked_at = True, 0.0
+        self._full, self._asked_at = "", 0.0
         self._used: Seconds = 0
         self._idler: IDelayedCall | None = None
         self._stopped: Deferred[None] | None = None
 
     # What the owner says.
 
-    def begin(self, *, free: bool) -> None:
-        """The table is open."""
+    def begin(self, full: str) -> None:
+        """The table is open, and full as Outcome says."""
         self.batch, self._settle_at = Batch(), None
         self.refusal, self._stopped, self._broken, self._working = None, None, False, False
-        self._free, self._asked_at = free, self._clock.seconds()
+        self._full, self._asked_at = full, self._clock.seconds()
 
-    def free(self) -> bool:
-        """Whether mail is kept now: no refusal, and (known to a second) the disk's reserve untouched."""
+    def full(self) -> str:
+        """Why no mail is kept now, for the operator: the refusal, or (known to a second) which bound; empty: it is."""
         now = self._clock.seconds()
         if now - self._asked_at >= 1 and self.refusal is None:
             self._asked_at = now
             self._looks.append((lambda _: None, None))
             self._schedule(soon=True)
-        return self._free and self.refusal is None
+        return self._full if self.refusal is None else str(self.refusal) or "trouble"
 
     def keep(self, keep: Keep) -> None:
         """With the next batch."""
@@ -166,7 +166,7 @@ class Gathering:
         self._writers.run(work, worked)
 
     def _done(self, batch: Batch, outcome: Outcome) -> None:
-        self._free = outcome.free
+        self._full = outcome.full
         self._owner.written(outcome)
         for keep in batch.keeps:
             trouble = outcome.refused or keep.trouble
@@ -224,7 +224,7 @@ class Gathering:
                 self._retrying = self._clock.callLater(self._retry, self._recover)
             elif not isinstance(result, Failure):
                 self._log.info("recovered: {messages} messages", messages=result.counts.messages)
-                self._broken, self._free = False, result.free
+                self._broken, self._full = False, result.full
                 self.refusal = self.refusal if self._stopped else None
                 self._owner.written(result)
             self._go_on()

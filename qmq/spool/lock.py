@@ -24,9 +24,15 @@ class Lock:
         self._fd: int | None = None
 
     def take(self) -> None:
-        """Take it or raise Held at once; taking it twice changes nothing."""
+        """
+        Take it or raise Held at once; taking it twice changes nothing.
+
+        Unless the file is not the one we hold: its folder went and came back as another.
+        """
         if self._fd is not None:
-            return
+            if self._is_ours(self._fd):
+                return
+            self.drop()
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,3 +52,9 @@ class Lock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def _is_ours(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self._path))
+        except FileNotFoundError:
+            return False

@@ -8,13 +8,15 @@ store over the same Memory is a restart.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from twisted.internet.interfaces import IReactorTime
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Clock, Entry, MemoryBody, Octets, Seconds
+from qmq.mail import HELD, Body, Clock, Entry, MemoryBody, Message, Octets, Seconds
 from qmq.spool.lock import Held as HeldByOther
 from qmq.spool.query import Query
 from qmq.spool.record import DamagedRecord, pack, unpack
@@ -22,6 +24,8 @@ from qmq.spool.store import Store
 from qmq.spool.table import NONE, Batch, Counts, Held, Keep, Opened, Outcome, Row, revived
 from qmq.spool.tombstones import LIMIT
 from qmq.spool.writer import Writers
+
+FULL = "the memory is full"
 
 
 def MemorySpool(
@@ -77,7 +81,7 @@ class MemoryTable:
             if row[4] is None:
                 self._replace(row, due=row[6])
         self._count()
-        opened = Opened(memory.tag, memory.epoch, self._counts, self._alarms, not memory.full)
+        opened = Opened(memory.tag, memory.epoch, self._counts, self._alarms, FULL if memory.full else "")
         opened.lows = list(memory.lows.items())
         opened.tombstones = [(peer, seq, recipients) for (peer, seq), recipients in memory.tombstones.items()]
         return opened
@@ -103,7 +107,7 @@ class MemoryTable:
             raise memory.trouble
         outcome = self._outcome()
         if memory.full:
-            outcome.refused = SpoolTrouble("the disk's reserve is reached")
+            outcome.refused = SpoolTrouble(FULL)
         else:
             for keep in batch.keeps:
                 self._keep(keep)
@@ -187,7 +191,7 @@ class MemoryTable:
     def _free_rows(self, busy: frozenset[bytes]) -> list[Row]:
         rows = [
             row for row in self._memory.rows.values()
-            if row[4] is not None and row[0] not in self._hand and row[3] not in busy
+            if row[4] is not None and row[4] < HELD and row[0] not in self._hand and row[3] not in busy
         ]  # fmt: skip
         return sorted(rows, key=lambda row: (row[4] or 0, row[3], row[0]))
 
@@ -207,30 +211,59 @@ class MemoryTable:
             raise SpoolTrouble(f"body {place} is missing or cut")
         return MemoryBody(data)
 
-    def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
-        """As Table.scan."""
-        found: list[Entry] = []
+    def peek(self, number: int) -> Entry | None:
+        """As Table.peek."""
+        row = self._memory.rows.get(number)
+        for entry, _, place, _ in () if row is None else self._revived(row):
+            message = entry.message
+            entry.message = Message(message.envelope, message.fields, self.body(place, message.body.size))
+            if number in self._hand:
+                entry.due = None
+            return entry
+        return None
+
+    def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """As Table.sites."""
+        return [site for site in {row[3] for row in self._memory.rows.values()} if query.goes(site)], None
+
+    def _matching(self, query: Query, after: int) -> Iterator[Held]:
         for row in sorted(self._memory.rows.values()):
             for held in self._revived(row) if row[0] > after else ():
-                if query.matches(held[0]) and len(found) < limit:
-                    held[0].due = None if row[0] in self._hand else row[4]
-                    found.append(held[0])
-        return found, None
+                if row[0] in self._hand:
+                    held[0].due = None
+                if query.matches(held[0]):
+                    yield held
+
+    def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
+        """As Table.scan."""
+        return [held[0] for held in islice(self._matching(query, after), limit)], None
+
+    def survey(self, query: Query, after: int) -> tuple[int, Octets, int | None]:
+        """As Table.survey."""
+        sizes = [held[3] for held in self._matching(query, after)]
+        return len(sizes), sum(sizes), None
+
+    def seize(self, query: Query, after: int, limit: int) -> tuple[list[Held], int | None]:
+        """As Table.seize."""
+        nobodys = (held for held in self._matching(query, after) if held[0].due is not None)
+        taken = list(islice(nobodys, limit))
+        self._hand.update(held[0].number for held in taken)
+        return taken, taken[-1][0].number if taken and len(taken) >= limit else None
 
     def hasten(self, query: Query, now: Seconds, after: int) -> tuple[int, int | None]:
         """As Table.hasten."""
         hastened = 0
-        for entry in self.scan(query, after, NONE)[0]:
-            if entry.due is not None and entry.due > now:
+        for entry, *_ in self._matching(query, after):
+            if entry.due is not None and now < entry.due < HELD:
                 self._replace(self._memory.rows[entry.number], due=now)
                 hastened += 1
         return hastened, None
 
     def _outcome(self) -> Outcome:
-        return Outcome(self._counts, self._alarms, not self._memory.full)
+        return Outcome(self._counts, self._alarms, FULL if self._memory.full else "")
 
     def _count(self) -> None:
         rows, counts = self._memory.rows.values(), self._counts
         counts.messages, counts.octets = len(rows), sum(row[7] for row in rows)
-        counts.oldest = min((row[0] for row in rows), default=NONE)
+        counts.oldest, counts.birth = min(((row[0], row[6]) for row in rows), default=(NONE, math.inf))
         counts.lowest = min((row[2] for row in rows if row[1] == self._memory.tag), default=NONE)

@@ -19,7 +19,7 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 - struct names it in lower case
 from zlib import crc32
 
-from qmq.mail import Address, Entry, Envelope, Origin, Reply, Token, value
+from qmq.mail import Address, Entry, Envelope, Origin, Reply, Seconds, Token, value
 
 VERSION = 1
 HEAD = Struct("<IBBHIIII8I")
@@ -29,8 +29,10 @@ TAIL = Struct("<I4s")
 PAIR = Struct("<II")
 END = b"END\n"
 
-# Flags of the head.
-SMTPUTF8, DELAYED, MADE_HERE = 1, 2, 4
+# Flags of the head. BORN: the birth came with the message; it is the row's.
+SMTPUTF8, DELAYED, MADE_HERE, BORN = 1, 2, 4, 8
+# Where in a record the count of the bouncing stands, four octets.
+BOUNCING_AT = 16
 # Marks of a recipient: a bounce's reply follows, the latest reply follows.
 BOUNCE, LAST = 1, 2
 
@@ -68,6 +70,8 @@ def pack(entry: Entry, settled: Iterable[Address] = ()) -> bytes:
         origin.protocol, origin.client, origin.helo, origin.user, fields,
     ]  # fmt: skip
     flags = envelope.smtputf8 * SMTPUTF8 | entry.delayed * DELAYED | origin.made_here * MADE_HERE
+    if origin.born > 0:
+        flags |= BORN
     lengths = [len(string) for string in strings]
     if entry.last or bouncing or settled:
         _pack_states(strings, entry, settled)
@@ -102,15 +106,15 @@ def _pack_states(strings: list[bytes], entry: Entry, settled: tuple[Address, ...
                 strings += texts
 
 
-def unpack(record: bytes, token: Token) -> Record:
-    """What pack was given; raises DamagedRecord for anything else."""
+def unpack(record: bytes, token: Token, born: Seconds = 0.0) -> Record:
+    """What pack was given, of an entry *born* then; raises DamagedRecord for anything else."""
     try:
-        return _unpack(record, token)
+        return _unpack(record, token, born)
     except (StructError, UnicodeDecodeError) as error:
         raise DamagedRecord(str(error)) from error
 
 
-def _unpack(record: bytes, token: Token) -> Record:
+def _unpack(record: bytes, token: Token, born: Seconds) -> Record:
     length, version, flags, port, generation, todo, bouncing, settled, *lengths = HEAD.unpack_from(record)
     end = len(record) - TAIL.size
     if length != len(record) or end < HEAD.size:
@@ -131,7 +135,8 @@ def _unpack(record: bytes, token: Token) -> Record:
         raise DamagedRecord("a bounce without its reply")
     envelope = Envelope(
         token, Address(local, domain), tuple(one for one, _, _ in states[:todo]),
-        Origin(protocol, client, port, helo, user, bool(flags & MADE_HERE)), body_type, bool(flags & SMTPUTF8),
+        Origin(protocol, client, port, helo, user, bool(flags & MADE_HERE), born if flags & BORN else 0.0),
+        body_type, bool(flags & SMTPUTF8),
     )  # fmt: skip
     return Record(
         envelope, fields, tuple(one for one, _, _ in states[todo + bouncing :]),

@@ -19,7 +19,7 @@ from qmq.interfaces import SpoolTrouble
 from qmq.spool.bodies import sync_folder
 from qmq.spool.table import Broken
 
-VERSION = 1
+VERSION = 2
 # Before it, two connections could damage a WAL database (the WAL-reset bug of 3.7.0 to 3.51.2).
 OLDEST_SQLITE = (3, 51, 3)
 
@@ -28,7 +28,12 @@ IO_ERRORS = (
     apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError, apsw.ProtocolError, apsw.ReadOnlyError,
 )  # fmt: skip
 
-TABLES = """
+# For who looks in by destination. Fresh mail, which has no due time, is not in it either.
+LINE = "CREATE INDEX message_line ON message (site) WHERE due IS NOT NULL"  # and by number: every index has it last
+# What makes a format of the one before.
+STEPS = {1: LINE}
+
+TABLES = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE peer (peer BLOB PRIMARY KEY, low INTEGER) WITHOUT ROWID;
 CREATE TABLE message (
@@ -42,6 +47,7 @@ CREATE TABLE message (
 CREATE UNIQUE INDEX message_token ON message (peer, seq, part);
 CREATE INDEX message_due ON message (due, site) WHERE due IS NOT NULL;
 CREATE INDEX message_site ON message (site, due) WHERE due IS NOT NULL;
+{LINE};
 CREATE TABLE body (number INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE tombstone (peer BLOB, seq INTEGER, recipients BLOB, PRIMARY KEY (peer, seq)) WITHOUT ROWID;
 CREATE TABLE damaged (
@@ -50,9 +56,14 @@ CREATE TABLE damaged (
 """
 
 
-def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str | None = None) -> apsw.Connection:
+def connect(
+    path: str, *, make: bool, cache: int = 512, autocheckpoint: int = 4000, vfs: str | None = None
+) -> apsw.Connection:
     """
-    A connection to the database at *path*, made if there is none; *cache* is in KiB.
+    A connection to the database at *path*; *cache* is in KiB.
+
+    *make*: made if there is none. Else that is Broken: whoever had it open before must not begin with
+    an empty one because its device is gone. An older format is made the present one.
 
     Nobody else can use the file while it is open: the lock on the folder says
     so already, and exclusive locking saves the shared memory and its locks.
@@ -60,7 +71,10 @@ def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str
     if sqlite_version() < OLDEST_SQLITE:
         raise SpoolTrouble(f"SQLite {apsw.sqlite_lib_version()} may damage the spool; 3.51.3 or later is needed")
     # Made here for its mode: SQLite gives the same to the files beside it.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT * make | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise Broken(str(error)) from error
     connection = apsw.Connection(path, vfs=vfs)
     try:
         connection.set_busy_timeout(2000)
@@ -72,12 +86,17 @@ def connect(path: str, *, cache: int = 512, autocheckpoint: int = 4000, vfs: str
         connection.pragma("synchronous", "full")
         connection.pragma("wal_autocheckpoint", autocheckpoint)
         connection.pragma("journal_size_limit", 32 << 20)
-        if version == 0:
+        if version == 0 and make:
             _make(connection)
             sync_folder(os.path.dirname(path))
+        elif version == 0:
+            raise Broken(f"{path}: it is empty")  # noqa: TRY301 - closed below
+        elif version in STEPS:
+            _step(connection, version)
         elif version != VERSION:
             raise SpoolTrouble(f"{path}: format {version}; this program reads {VERSION}")  # noqa: TRY301 - closed below
-        connection.execute("CREATE TEMP TABLE busy (site BLOB PRIMARY KEY) WITHOUT ROWID")
+        for name in ("busy", "wanted"):
+            connection.execute(f"CREATE TEMP TABLE {name} (site BLOB PRIMARY KEY) WITHOUT ROWID")
     except BaseException:
         connection.close(True)  # by force: the error is what matters
         raise
@@ -147,5 +166,13 @@ def _make(connection: apsw.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(TABLES)
     connection.execute("INSERT INTO meta VALUES ('tag', ?), ('epoch', 0), ('voided', 0)", (tag,))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def _step(connection: apsw.Connection, version: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    for each in range(version, VERSION):
+        connection.execute(STEPS[each])
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")

@@ -10,19 +10,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import apsw
 from twisted.internet.interfaces import IReactorTime
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Clock, Entry, FileBody, MemoryBody, Octets, Seconds
+from qmq.mail import Body, Clock, Entry, FileBody, MemoryBody, Message, Octets, Seconds
 from qmq.spool.bodies import Bodies, sync_folder
-from qmq.spool.claims import Line
+from qmq.spool.claims import ROW, Line
 from qmq.spool.lock import Lock
 from qmq.spool.query import Query
+from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
-from qmq.spool.search import DamagedRow, end_of_piece, matching, read
-from qmq.spool.statements import DELETE, PUT_ASIDE, insert, limits, recount, settle
+from qmq.spool.search import DamagedRow, Piece, Search, read
+from qmq.spool.statements import DELETE, PUT_ASIDE, RELEASE, insert, limits, recount, settle
 from qmq.spool.store import Store
 from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome
 from qmq.spool.tombstones import LIMIT
@@ -34,11 +36,11 @@ INODES = 1000
 
 def SQLiteSpool(
     folder: str, *, clock: IReactorTime, writers: Writers, wall: Clock = time.time, inline: Octets = 131072,
-    reserve: Octets = RESERVE, inodes: int = INODES, cache: int = 512, tombstones: int = LIMIT, patience: Seconds = 10,
-    idle: Seconds = 60, vfs: str | None = None,
+    reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None, cache: int = 512,
+    tombstones: int = LIMIT, patience: Seconds = 10, idle: Seconds = 60, vfs: str | None = None,
 ) -> Store:  # fmt: skip
     """The ISpool in *folder*; see SQLiteTable and Store for what the arguments mean."""
-    table = SQLiteTable(folder, reserve=reserve, inodes=inodes, cache=cache, vfs=vfs)
+    table = SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share, cache=cache, vfs=vfs)
     return Store(
         table, clock=clock, writers=writers, wall=wall, inline=inline, tombstones=tombstones, patience=patience,
         idle=idle,
@@ -49,22 +51,26 @@ class SQLiteTable:
     """
     The rows of one queue in *folder*, which is made if there is none (0700).
 
-    Nothing is kept while less than *reserve* octets or *inodes* inodes are free on
-    the device; settles go on. *cache* (KiB) is SQLite's page cache. *vfs* names a SQLite VFS.
+    Nothing is kept past the bounds *reserve*, *inodes* and *share* (see Room); settles
+    go on. *cache* (KiB) is SQLite's page cache. *vfs* names a SQLite VFS.
     """
 
     def __init__(
-        self, folder: str, *, reserve: Octets = RESERVE, inodes: int = INODES, cache: int = 512, vfs: str | None = None
-    ) -> None:
+        self, folder: str, *, reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None,
+        cache: int = 512, vfs: str | None = None,
+    ) -> None:  # fmt: skip
         self._folder = folder
-        self._reserve, self._inodes, self._cache, self._vfs = reserve, inodes, cache, vfs
+        self._cache, self._vfs = cache, vfs
+        self._bounds = Room(folder, reserve=reserve, inodes=inodes, share=share)
+        self._pages = 0  # octets of the database's pages in use, when last looked at
         self._lock = Lock(os.path.join(folder, "lock"))
         self._bodies = Bodies(folder)
         self._hand: set[int] = set()
         self._line = Line(self._hand)
+        self._search = Search(self._hand)
         self._counts = Counts()
         self._alarms: list[str] = []
-        self._tag = b""
+        self._tag, self._epoch = b"", 0
         self._connection: apsw.Connection | None = None
 
     # To open and to close.
@@ -77,7 +83,7 @@ class SQLiteTable:
         self._lock.take()
         try:
             with translated(self._folder):
-                opened = self._opened(self._connected())
+                opened = self._opened(self._connected(make=True))
             self._disconnect()
             return opened
         except BaseException:
@@ -86,14 +92,15 @@ class SQLiteTable:
 
     def _opened(self, connection: apsw.Connection) -> Opened:
         meta = dict(connection.execute("SELECT name, value FROM meta"))
-        self._tag, epoch = meta["tag"], meta["epoch"] + 1
+        self._tag, self._epoch = meta["tag"], meta["epoch"] + 1
         self._hand.clear()
         with transaction(connection):
             connection.execute("UPDATE message SET due = born WHERE due IS NULL")
-            connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
         recount(connection, self._counts, self._tag)
         self._sweep(connection)
-        opened = Opened(self._tag, epoch, self._counts, self._alarms, self._room())
+        self._weigh()
+        opened = Opened(self._tag, self._epoch, self._counts, self._alarms, self._full())
         opened.lows = list(connection.execute("SELECT peer, low FROM peer"))
         opened.tombstones = list(connection.execute("SELECT peer, seq, recipients FROM tombstone"))
         return opened
@@ -101,18 +108,14 @@ class SQLiteTable:
     def _sweep(self, connection: apsw.Connection) -> None:
         """Files without a row go; rows without a file are an alarm."""
         files = "SELECT body FROM message WHERE body < 0 UNION SELECT body FROM damaged WHERE body < 0"
-        removed, missing = self._bodies.sweep(-place for (place,) in connection.execute(files))
-        if removed:
-            self._alarms.append(f"{self._folder}: {removed} bodies that were never acknowledged are removed")
-        self._alarms += (f"{self._bodies.path(number)}: the body of a message is MISSING" for number in missing[:20])
-        if len(missing) > 20:
-            self._alarms.append(f"{self._folder}: {len(missing)} bodies are MISSING")
+        self._alarms += self._bodies.sweep(-place for (place,) in connection.execute(files))
 
-    def _connected(self) -> apsw.Connection:
+    def _connected(self, *, make: bool = False) -> apsw.Connection:
         if self._connection is None:
             path = os.path.join(self._folder, "spool.db")
-            self._connection = connect(path, cache=self._cache, vfs=self._vfs)
+            self._connection = connect(path, make=make, cache=self._cache, vfs=self._vfs)
             self._line.rewind()
+            self._search.renew()
         return self._connection
 
     def _disconnect(self) -> None:
@@ -126,6 +129,7 @@ class SQLiteTable:
             try:
                 with translated(self._folder):
                     shrink(self._connection)
+                    self._weigh()
             finally:
                 self._disconnect()
 
@@ -143,17 +147,31 @@ class SQLiteTable:
 
         As long as the disk refuses, by the old connection, which knows what of the log was synced; to a
         new one a commit that failed may look whole. Rows that turn up so, in nobody's hand, are due at once.
+        What is there now may be another folder of that name: it must be this store, in nobody else's hand.
         """
         with translated(self._folder):
             self._truncate(self._connected())
+            self._lock.take()
             connection = self._connected()
+            self._check_identity(connection)
             fresh = [number for (number,) in connection.execute("SELECT number FROM message WHERE due IS NULL")]
             nobodys = [(number,) for number in fresh if number not in self._hand]
             with transaction(connection):
                 connection.executemany("UPDATE message SET due = born WHERE number = ?", nobodys)
             recount(connection, self._counts, self._tag)
             self._sweep(connection)
-        return Outcome(self._counts, self._alarms, self._room())
+            self._weigh()
+        return Outcome(self._counts, self._alarms, self._full())
+
+    def _check_identity(self, connection: apsw.Connection) -> None:
+        meta = dict(connection.execute("SELECT name, value FROM meta"))
+        if meta["tag"] != self._tag or meta["epoch"] > self._epoch:
+            self._disconnect()
+            raise SpoolTrouble(f"{self._folder}: another store is there now, or somebody else had it meanwhile")
+        # One that was restored from an earlier copy would give our numbers out again.
+        if meta["epoch"] < self._epoch:
+            with transaction(connection):
+                connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
 
     def _truncate(self, connection: apsw.Connection) -> None:
         try:
@@ -169,16 +187,17 @@ class SQLiteTable:
 
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit. When the disk is full the settles are tried once more, alone."""
-        outcome = Outcome(self._counts, self._alarms, self._room())
+        outcome = Outcome(self._counts, self._alarms, self._full())
         keeps = batch.keeps
-        if not outcome.free:
-            keeps, outcome.refused = [], SpoolTrouble(f"{self._folder}: the disk's reserve is reached")
+        if outcome.full:
+            keeps, outcome.refused = [], SpoolTrouble(outcome.full)
         if not keeps and not batch.settles:
             return outcome
         try:
             self._commit(batch, keeps)
         except apsw.FullError as error:
-            outcome.free, outcome.refused = False, SpoolTrouble(f"{self._folder}: {error}")
+            outcome.full = f"{self._folder}: {error}"
+            outcome.refused = SpoolTrouble(outcome.full)
             if batch.settles:
                 self._commit_when_full(batch)
         return outcome
@@ -193,7 +212,7 @@ class SQLiteTable:
             raise SpoolTrouble(f"{self._folder}: {error}") from error
 
     def _commit(self, batch: Batch, keeps: list[Keep]) -> None:
-        made = self._write_bodies(keeps)
+        made = self._bodies.save_all(keeps)
         keeps = [keep for keep in keeps if keep.trouble is None]
         try:
             with translated(self._folder):
@@ -201,7 +220,7 @@ class SQLiteTable:
                 with transaction(connection):
                     some_known = insert(connection, keeps, self._bodies)
                     exact, useless = settle(connection, batch)
-                    lowest, oldest = limits(connection, self._counts, self._tag, keeps, batch)
+                    lowest, oldest, birth = limits(connection, self._counts, self._tag, keeps, batch)
         except Broken:
             # Should the rows turn up all the same, so will their files; if not, recover removes these.
             if self._connection is not None:
@@ -211,7 +230,9 @@ class SQLiteTable:
             self._remove(made)
             raise
         self._remember(batch, keeps)
-        self._counts.lowest, self._counts.oldest = lowest, oldest
+        self._counts.lowest, self._counts.oldest, self._counts.birth = lowest, oldest, birth
+        self._epoch = max(self._epoch, batch.epoch)
+        self._weigh()
         if some_known:
             used = {-keep.place for keep in keeps if keep.entries}
             useless += [number for number in made if number not in used]
@@ -220,38 +241,8 @@ class SQLiteTable:
             with translated(self._folder):
                 recount(connection, self._counts, self._tag)
 
-    def _write_bodies(self, keeps: list[Keep]) -> list[int]:
-        """Long bodies into synced files, short ones into memory; the numbers of the files."""
-        long = []
-        for keep in keeps:
-            body = keep.body
-            try:
-                if keep.place < 0:
-                    keep.adopt(self._bodies.save(-keep.place, body))
-                    long.append(keep)
-                elif body.path is not None:
-                    data = b"".join(body.chunks())
-                    if len(data) != body.size:
-                        keep.trouble = SpoolTrouble(f"{body.path}: {len(data)} octets, {body.size} were announced")
-                    keep.adopt(MemoryBody(data))
-            except OSError as error:
-                keep.trouble = SpoolTrouble(str(error))
-        try:
-            self._bodies.sync()
-        except OSError as error:
-            # Files whose names may be gone after a power cut are thrown away.
-            for keep in long:
-                keep.trouble = SpoolTrouble(str(error))
-            self._remove([-keep.place for keep in long])
-            return []
-        return [-keep.place for keep in long]
-
     def _remove(self, numbers: list[int]) -> None:
-        for number in numbers:
-            try:
-                self._bodies.remove(number)
-            except OSError as error:
-                self._alarms.append(f"{self._folder}: a body that is done with stays: {error}")
+        self._alarms += (f"{self._folder}: {wrong}" for wrong in self._bodies.remove_all(numbers))
 
     def _remember(self, batch: Batch, keeps: list[Keep]) -> None:
         """After the commit: what is in hand, and how much there is."""
@@ -319,41 +310,62 @@ class SQLiteTable:
                     return MemoryBody(data)
         raise SpoolTrouble(f"{self._folder}: body {place} is missing or cut")
 
+    def peek(self, number: int) -> Entry | None:
+        """As Table.peek."""
+        with translated(self._folder):
+            for row in self._connected().execute(ROW, (number,)):
+                held = read(row)
+                if isinstance(held, DamagedRow):
+                    return None  # whoever claims it puts it aside
+                entry, _, place, _ = held
+                message = entry.message
+                entry.message = Message(message.envelope, message.fields, self.body(place, message.body.size))
+                if number in self._hand:
+                    entry.due = None
+                return entry
+        return None
+
+    def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """As Table.sites."""
+        with translated(self._folder):
+            return self._search.sites(self._connected(), query, after)
+
     def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
         """As Table.scan."""
-        found: list[Entry] = []
-        with translated(self._folder):
-            last = end_of_piece(self._connected(), after)
-            for held in self._matching(query, after, last):
-                entry = held[0]
-                if entry.number in self._hand:
-                    entry.due = None
-                found.append(entry)
-                if len(found) >= limit:
-                    return found, entry.number
-        return found, last
+        with self._looking(query, after) as piece:
+            return piece.entries(limit)
+
+    def survey(self, query: Query, after: int) -> tuple[int, Octets, int | None]:
+        """As Table.survey."""
+        if not query.unpacks:
+            with translated(self._folder):
+                return self._search.count(self._connected(), query, after)
+        with self._looking(query, after) as piece:
+            return (*piece.count(), piece.last)
+
+    def seize(self, query: Query, after: int, limit: int) -> tuple[list[Held], int | None]:
+        """As Table.seize; the Line passes them over as it does all that is in hand."""
+        with self._looking(query, after) as piece:
+            return piece.seize(limit)
 
     def hasten(self, query: Query, now: Seconds, after: int) -> tuple[int, int | None]:
-        """As Table.hasten; what is in hand is left alone."""
+        """As Table.hasten; what is in hand, and what is held, is left alone."""
         with translated(self._folder):
             connection = self._connected()
-            last = end_of_piece(connection, after)
-            found = [held[0] for held in self._matching(query, after, last) if held[0].number not in self._hand]
-            late = [(now, entry.number) for entry in found if entry.due is not None and entry.due > now]
-            if late:
+            numbers, last, damaged = self._search.late(connection, query, after, now, self._bodies.path)
+            if numbers:
                 with transaction(connection):
-                    connection.executemany("UPDATE message SET due = ? WHERE number = ?", late)
+                    connection.executemany(RELEASE, ((now, number) for number in numbers))
                 self._line.rewind()
-        return len(late), last
-
-    def _matching(self, query: Query, after: int, last: int | None) -> Iterator[Held]:
-        damaged = []
-        for held in matching(self._connected(), query, after, last):
-            if isinstance(held, DamagedRow):
-                damaged.append(held)
-            else:
-                yield held
         self._put_aside(damaged)
+        return len(numbers), last
+
+    @contextmanager
+    def _looking(self, query: Query, after: int) -> Iterator[Piece]:
+        with translated(self._folder):
+            piece = self._search.piece(self._connected(), query, after, self._bodies.path)
+            yield piece
+        self._put_aside(piece.damaged)
 
     def _put_aside(self, damaged: list[DamagedRow]) -> None:
         """Rows whose record is damaged leave the queue, but not the database."""
@@ -372,11 +384,15 @@ class SQLiteTable:
 
     # The border to SQLite and the disk.
 
-    def _room(self) -> bool:
+    def _full(self) -> str:
         try:
-            status = os.statvfs(self._folder)
+            return self._bounds.full(self._pages + self._bodies.octets)
         except OSError as error:
             raise Broken(str(error)) from error
-        # Some file systems count no inodes.
-        inodes = status.f_files == 0 or status.f_favail >= self._inodes
-        return inodes and status.f_bavail * status.f_frsize >= self._reserve
+
+    def _weigh(self) -> None:
+        """How much of the file is used; only who has a share asks."""
+        connection = self._connection
+        if connection is not None and self._bounds.share is not None:
+            used = connection.pragma("page_count") - connection.pragma("freelist_count")
+            self._pages = used * connection.pragma("page_size")

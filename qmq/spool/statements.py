@@ -7,9 +7,11 @@ looked up what of the token is known, so that the usual case costs no SELECT.
 
 from __future__ import annotations
 
+import math
+
 import apsw
 
-from qmq.mail import Address, FileBody, MemoryBody
+from qmq.mail import Address, FileBody, MemoryBody, Seconds
 from qmq.spool.bodies import Bodies
 from qmq.spool.record import DamagedRecord, unpack
 from qmq.spool.table import NONE, Batch, Counts, Keep, rows
@@ -110,25 +112,34 @@ def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
     return exact, useless
 
 
-def limits(connection: apsw.Connection, counts: Counts, tag: bytes, keeps: list[Keep], batch: Batch) -> tuple[int, int]:
-    """The lowest token of ours and the oldest entry; asked of the database only where the lowest or oldest went."""
-    low, old = counts.lowest, counts.oldest
+def limits(
+    connection: apsw.Connection, counts: Counts, tag: bytes, keeps: list[Keep], batch: Batch
+) -> tuple[int, int, Seconds]:
+    """
+    The lowest token of ours, the oldest entry and its birth.
+
+    Asked of the database only where the lowest or oldest went.
+    """
+    low, old, birth = counts.lowest, counts.oldest, counts.birth
     for keep in keeps:
         if keep.entries:
-            old = min(old, keep.entries[0].number)
+            entry = keep.entries[0]
+            if entry.number < old:
+                old, birth = entry.number, entry.born
             if keep.token.peer == tag:
                 low = min(low, keep.token.seq)
     if old in batch.gone:
-        old = oldest(connection)
+        old, birth = oldest(connection)
     if any(token.seq == low and token.peer == tag for token, _, _ in batch.gone.values()):
         low = lowest(connection, tag)
-    return low, old
+    return low, old, birth
 
 
-def oldest(connection: apsw.Connection) -> int:
-    """The lowest number."""
-    (found,) = next(connection.execute("SELECT min(number) FROM message"))
-    return NONE if found is None else found
+def oldest(connection: apsw.Connection) -> tuple[int, Seconds]:
+    """The lowest number, and when that entry was born."""
+    for number, born in connection.execute("SELECT number, born FROM message ORDER BY number LIMIT 1"):
+        return number, born
+    return NONE, math.inf
 
 
 def lowest(connection: apsw.Connection, tag: bytes) -> int:
@@ -141,4 +152,5 @@ def recount(connection: apsw.Connection, counts: Counts, tag: bytes) -> None:
     """Count anew: reads every row, but no record and no body."""
     count, octets = next(connection.execute("SELECT count(*), total(size) FROM message"))
     counts.messages, counts.octets = count, int(octets)
-    counts.oldest, counts.lowest = oldest(connection), lowest(connection, tag)
+    counts.oldest, counts.birth = oldest(connection)
+    counts.lowest = lowest(connection, tag)

@@ -9,6 +9,7 @@ was claimed is not, and a crash gives it back.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +23,7 @@ from qmq.interfaces import ISpool, SpoolTrouble
 from qmq.mail import Address, Body, Clock, Entry, Message, Octets, Seconds, Token
 from qmq.spool.gather import Gathering
 from qmq.spool.lock import Held as HeldByOther
-from qmq.spool.query import parse
+from qmq.spool.looking import Looking
 from qmq.spool.record import pack, unpack_addresses
 from qmq.spool.table import NONE, Batch, Held, Keep, Opened, Outcome, Table, narrowed
 from qmq.spool.tombstones import LIMIT, Tombstones
@@ -53,11 +54,13 @@ class Store:
         self.tag = b""
         self.messages = self.octets = 0
         self.lowest = self.oldest = NONE
+        self.birth: Seconds = math.inf
         self._table, self._clock, self._writers, self._wall = table, clock, writers, wall
         self._inline, self._patience = inline, patience
         self._gathering = Gathering(
             table, self, clock=clock, writers=writers, linger=linger, retry=retry, idle=idle
         )  # fmt: skip
+        self._looking = Looking(self._gathering.ask, wall)
         self._log = Logger(namespace="qmq.spool")
         self._tombstones = Tombstones(tombstones)
         self._buried: dict[tuple[bytes, int], None] = {}  # tombstones not written yet
@@ -83,8 +86,13 @@ class Store:
         return len(self._hand)
 
     def free(self) -> bool:
-        """Whether mail is kept now: the disk's reserve is untouched (known to a second), and no I/O error stands."""
-        return self._gathering.free()
+        """Whether mail is kept now: its bounds are not reached (known to a second), and no I/O error stands."""
+        return not self._gathering.full()
+
+    @property
+    def full(self) -> str:
+        """Why no mail is kept now, for the operator; empty: it is kept."""
+        return self._gathering.full()
 
     # To start and to stop.
 
@@ -117,8 +125,8 @@ class Store:
         self._number = self._seq = opened.epoch << 32
         self._hand.clear()
         self._tombstones.load(opened.lows, opened.tombstones)
-        self._gathering.begin(free=opened.free)
-        self.written(Outcome(opened.counts, opened.alarms, opened.free))
+        self._gathering.begin(opened.full)
+        self.written(Outcome(opened.counts, opened.alarms, opened.full))
 
     def stop(self) -> Deferred[None]:
         """As ISpool.stop. Entries in hand are due at once after the next start."""
@@ -142,8 +150,8 @@ class Store:
         if not 0 <= token.seq <= HIGHEST:
             return fail(SpoolTrouble(f"{token.seq} is no number of a token"))
         self._tombstones.told(token.peer, min(low, HIGHEST))
-        if not gathering.free():
-            return fail(gathering.refusal or SpoolTrouble("the disk's reserve is reached"))
+        if full := gathering.full():
+            return fail(gathering.refusal or SpoolTrouble(full))
         tombstone = self._tombstones.known(token.peer, token.seq)
         entries = self._entries(message, sites)
         if not entries:
@@ -173,7 +181,9 @@ class Store:
                 (site, Message(narrowed(envelope, tuple(some)), message.fields, message.body))
                 for site, some in by_site.items()
             ]
-        born, entries = self._wall(), []
+        now, came = self._wall(), envelope.origin.born
+        # What came from another of our queues is as old as it was there; a clock that is ahead of ours is not believed.
+        born, entries = came if 0 < came <= now else now, []
         for site, part in groups:
             self._number += 1
             entry = Entry(self._number, part, site, born)
@@ -240,38 +250,24 @@ class Store:
 
     def due_now(self, query: Mapping[str, str]) -> Deferred[int]:
         """As ISpool.due_now; goes piece by piece, so that mail is kept and claimed in between."""
-        now, total = self._wall(), 0
-
-        def hasten(after: int) -> Deferred[int]:
-            return self._gathering.ask(lambda table: table.hasten(wanted, now, after)).addCallback(hastened)
-
-        def hastened(piece: tuple[int, int | None]) -> int | Deferred[int]:
-            nonlocal total
-            total += piece[0]
-            return total if piece[1] is None else hasten(piece[1])
-
-        try:
-            wanted = parse(query)
-        except ValueError:
-            return fail(Failure())
-        return hasten(0)
+        return Deferred.fromCoroutine(self._looking.due_now(query))
 
     def find(self, query: Mapping[str, str], after: int, limit: int) -> Deferred[Sequence[Entry]]:
         """As ISpool.find; a word that cannot be asked for fails with ValueError. *due* is None of what is in hand."""
-        found: list[Entry] = []
+        return Deferred.fromCoroutine(self._looking.find(query, after, limit))
 
-        def look(after: int) -> Deferred[Sequence[Entry]]:
-            return self._gathering.ask(lambda table: table.scan(wanted, after, limit - len(found))).addCallback(looked)
+    def survey(self, query: Mapping[str, str], after: int) -> Deferred[tuple[int, Octets, int | None]]:
+        """As ISpool.survey; fails as find does."""
+        return Deferred.fromCoroutine(self._looking.survey(query, after))
 
-        def looked(piece: tuple[list[Entry], int | None]) -> Sequence[Entry] | Deferred[Sequence[Entry]]:
-            found.extend(piece[0])
-            return found if piece[1] is None or len(found) >= limit else look(piece[1])
+    def seize(self, query: Mapping[str, str], after: int, limit: int) -> Deferred[tuple[Sequence[Entry], int | None]]:
+        """As ISpool.seize; fails as find does. Of a long way with nothing on it only a piece is gone."""
+        taken = Deferred.fromCoroutine(self._looking.seize(query, after, limit))
+        return taken.addCallback(lambda piece: (self._claimed(piece[0]), piece[1]))
 
-        try:
-            wanted = parse(query)
-        except ValueError:
-            return fail(Failure())
-        return look(after)
+    def peek(self, number: int) -> Deferred[Entry | None]:
+        """As ISpool.peek; fails with SpoolTrouble if the body is not there any more."""
+        return self._gathering.ask(lambda table: table.peek(number))
 
     # What the gathering says (Owner).
 
@@ -294,7 +290,7 @@ class Store:
         """Count; tell the operator what was found."""
         counts = outcome.counts
         self.messages, self.octets = counts.messages, counts.octets
-        self.lowest, self.oldest = counts.lowest, counts.oldest
+        self.lowest, self.oldest, self.birth = counts.lowest, counts.oldest, counts.birth
         for alarm in outcome.alarms:
             self._log.critical("{alarm}", alarm=alarm)
         outcome.alarms.clear()

@@ -8,6 +8,7 @@ Table is asked one thing at a time and knows no Deferred.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -93,13 +94,16 @@ class Batch:
 class Counts:
     """How much is stored."""
 
-    __slots__ = ("lowest", "messages", "octets", "oldest")
+    __slots__ = ("birth", "lowest", "messages", "octets", "oldest")
 
-    def __init__(self, messages: int = 0, octets: Octets = 0, lowest: int = NONE, oldest: int = NONE) -> None:
+    def __init__(
+        self, messages: int = 0, octets: Octets = 0, lowest: int = NONE, oldest: int = NONE, birth: Seconds = math.inf
+    ) -> None:
         self.messages = messages
         self.octets = octets
         self.lowest = lowest
         self.oldest = oldest
+        self.birth = birth  # of the oldest
 
 
 class Outcome:
@@ -108,29 +112,30 @@ class Outcome:
 
     *counts* and *alarms* (for the operator, who reads takes them away) are the table's own, and so
     include what its reads found out; they are to be looked at before the table's next job.
+    *full* is why nothing more is kept; empty: there is room.
     """
 
-    __slots__ = ("alarms", "answers", "counts", "free", "refused")
+    __slots__ = ("alarms", "answers", "counts", "full", "refused")
 
-    def __init__(self, counts: Counts, alarms: list[str], free: bool) -> None:
+    def __init__(self, counts: Counts, alarms: list[str], full: str) -> None:
         self.counts = counts
         self.alarms = alarms
-        self.free = free
+        self.full = full
         self.refused: SpoolTrouble | None = None  # why none of the keeps was done, though the settles were
         self.answers: list[Any] = []  # to the reads, in order: a result or an exception
 
 
 class Opened:
-    """What a table found at start; counts and alarms as in Outcome."""
+    """What a table found at start; counts, alarms and full as in Outcome."""
 
-    __slots__ = ("alarms", "counts", "epoch", "free", "lows", "tag", "tombstones")
+    __slots__ = ("alarms", "counts", "epoch", "full", "lows", "tag", "tombstones")
 
-    def __init__(self, tag: bytes, epoch: int, counts: Counts, alarms: list[str], free: bool = True) -> None:
+    def __init__(self, tag: bytes, epoch: int, counts: Counts, alarms: list[str], full: str = "") -> None:
         self.tag = tag
         self.epoch = epoch  # of this start; higher than any before
         self.counts = counts
         self.alarms = alarms
-        self.free = free
+        self.full = full
         self.lows: Sequence[tuple[bytes, int]] = ()
         self.tombstones: Sequence[tuple[bytes, int, bytes]] = ()
 
@@ -162,8 +167,20 @@ class Table(Protocol):
     def body(self, place: int, size: Octets) -> Body:
         """As ISpool.body; raises SpoolTrouble if it is not there."""
 
+    def peek(self, number: int) -> Entry | None:
+        """As ISpool.peek; raises SpoolTrouble if its body is not there."""
+
+    def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """Sites above *after* that the query's destinations stand for, and the site to go on after; None: all."""
+
     def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
         """A piece of ISpool.find, and the number to go on after; None: that was all."""
+
+    def survey(self, query: Query, after: int) -> tuple[int, Octets, int | None]:
+        """A piece of ISpool.survey."""
+
+    def seize(self, query: Query, after: int, limit: int) -> tuple[list[Held], int | None]:
+        """A piece of ISpool.seize."""
 
     def hasten(self, query: Query, now: Seconds, after: int) -> tuple[int, int | None]:
         """A piece of ISpool.due_now, likewise."""
@@ -188,7 +205,7 @@ def revived(row: Row, path: str = "") -> Held:
     yet, and whoever reads it gets an error instead of an empty message.
     """
     number, peer, seq, site, due, attempts, born, size, place, packed = row
-    record = unpack(packed, Token(peer, seq))
+    record = unpack(packed, Token(peer, seq), born)
     body = FileBody(path, size - len(record.fields))
     entry = Entry(number, Message(record.envelope, record.fields, body), site, born)
     entry.due, entry.attempts, entry.generation = due, attempts, record.generation

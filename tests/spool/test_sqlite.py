@@ -54,7 +54,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.vfs.sync = failing
 
     def fill(self, full: bool) -> None:
-        self.store._table._reserve = 1 << 62 if full else 0
+        self.store._table._bounds.reserve = 1 << 62 if full else 0
 
     def bodies(self) -> list[str]:
         return sorted(name for _, _, names in os.walk(os.path.join(self.path, "mess")) for name in names)

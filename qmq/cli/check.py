@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qmq.cli.options import conf_option, json_option
 from qmq.conf.explain import census, describe
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors, Note
 
 
 @click.command()
-@click.option("--conf", default="conf-qmq", show_default=True, metavar="FILE", help="The configuration to read.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
+@conf_option
+@json_option
 def check(conf: str, as_json: bool) -> None:
     """
     Read the configuration; tell every error and warning with its line and what to write.

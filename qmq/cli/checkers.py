@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from qmq.cli.options import conf_option, json_option
 from qmq.conf.load import load
 from qmq.conf.written import ConfErrors
 from qmq.receive.catalogue import TERMS, installed, look_in
@@ -21,8 +22,8 @@ from qmq.receive.catalogue import TERMS, installed, look_in
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--conf", default="conf-qmq", show_default=True, metavar="FILE", help="The gateway's configuration.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
+@conf_option
+@json_option
 def checkers(names: tuple[str, ...], conf: str, as_json: bool) -> None:
     """
     List the checkers that can be named in `checks =`, with what [check NAME] may say.

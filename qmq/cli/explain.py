@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qmq.cli.options import conf_option, json_option
 from qmq.conf.explain import explain as facts_of
 from qmq.conf.load import load
 from qmq.mail import Address, address
@@ -17,8 +18,8 @@ from qmq.mail import Address, address
 
 @click.command()
 @click.argument("recipient", metavar="ADDRESS")
-@click.option("--conf", default="conf-qmq", show_default=True, metavar="FILE", help="The gateway's configuration.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
+@conf_option
+@json_option
 def explain(recipient: str, conf: str, as_json: bool) -> None:
     """
     What happens to mail for ADDRESS (or for a domain), and why.

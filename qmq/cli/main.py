@@ -21,15 +21,42 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look in": {
         "stat": ("qmq.cli.queues:stat", "What each queue holds and does (qmail-qstat)."),
-        "read": ("qmq.cli.queues:read", "The messages in a queue, and why they wait (qmail-qread)."),
+        "list": ("qmq.cli.look:list_", "The messages that match, and why they wait."),
+        "read": ("qmq.cli.look:read", "The messages in a queue, each recipient (qmail-qread)."),
+        "show": ("qmq.cli.look:show", "All that is known of a message, and its header."),
+        "cat": ("qmq.cli.look:cat", "The text of a message."),
     },
-    "Act": {
-        "now": ("qmq.cli.queues:now", "Try at once what waits in a queue (SIGALRM)."),
+    "Act on messages": {
+        "now": ("qmq.cli.orders:now", "Try at once what waits in a queue (SIGALRM)."),
+        "hold": ("qmq.cli.orders:hold", "Keep messages back until they are released."),
+        "release": ("qmq.cli.orders:release", "Let go what is held."),
+        "delete": ("qmq.cli.orders:delete", "Remove messages; nobody is told."),
+        "bounce": ("qmq.cli.orders:bounce", "Give up messages; their senders are told."),
+        "move": ("qmq.cli.orders:move", "Hand messages over to another queue."),
+    },
+    "Act on queues": {
         "pause": ("qmq.cli.queues:pause", "Stop delivering from a queue; mail is still taken."),
         "resume": ("qmq.cli.queues:resume", "Deliver again."),
         "refuse": ("qmq.cli.queues:refuse", "Take no mail for a queue: its recipients get 452."),
         "accept": ("qmq.cli.queues:accept", "Take mail again."),
-        "reload": ("qmq.cli.queues:reload", "Read conf-qmq again (SIGHUP); with errors nothing changes."),
+        "drain": ("qmq.cli.drain:drain", "Take no mail, deliver or move what is there, wait until it is empty."),
+    },
+    "Change": {
+        "diff": ("qmq.cli.running:diff", "What a reload would change."),
+        "reload": ("qmq.cli.running:reload", "Read conf-qmq again (SIGHUP); with errors nothing changes."),
+        "restart": ("qmq.cli.running:restart", "Start anew, without a refused connection."),
+    },
+    "Carry": {
+        "export": ("qmq.cli.export:export", "Copy messages into a tar archive, or move them there."),
+        "import": ("qmq.cli.importing:import_", "Put an archive's messages, or loose ones, into a queue."),
+    },
+    "As elsewhere": {
+        "sendmail": ("qmq.cli.sendmail:sendmail", "Send the message on standard input (sendmail)."),
+        "mailq": ("qmq.cli.dialects:mailq", "The messages in all queues (Postfix's mailq)."),
+        "postqueue": ("qmq.cli.dialects:postqueue", "List them, also as JSON, or try them now (Postfix)."),
+        "postsuper": ("qmq.cli.dialects:postsuper", "Delete, hold, release, requeue by id (Postfix)."),
+        "qstat": ("qmq.cli.dialects:qstat", "How many messages are queued (qmail-qstat)."),
+        "qread": ("qmq.cli.dialects:qread", "The messages in all queues (qmail-qread)."),
     },
     "Try": {
         "demo": ("qmq.cli.demo:demo", "Five domains, one slow, one dead: who feels it?"),

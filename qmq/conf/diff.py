@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from qmq.conf.environs import environs
@@ -58,10 +58,10 @@ class Difference:
 When = Literal["live", "restart", "refused"]
 _Told = tuple[When, str]
 
-# Read once by each process, and kept: its log, its resolver, its bounds, how many there are.
+# Read once by each process, and kept: its log, its resolver, its bounds, how many there are; how a store keeps bodies.
 _RESTART = {
-    "qmq": frozenset({"workers", "worker-memory", "worker-files", "log", "log-format", "nameservers"}),
-    "primary": frozenset({"processes"}),
+    "qmq": frozenset({"workers", "worker-memory", "worker-files", "log", "log-format", "nameservers", "stop"}),
+    "primary": frozenset({"processes", "inline", "header"}),
     "instance": frozenset[str](),
 }
 _REFUSED = {
@@ -132,9 +132,10 @@ def _running(instance: Instance) -> Instance:
 def _common(conf: Conf) -> tuple[Any, ...]:
     """What all share and a reload can change; the domains, and which are retired, are the instances' own."""
     general = (s.field for s in TABLES["qmq"] if s.key not in {*_RESTART["qmq"], "retired"})
+    apart = {"rcpthosts", "said_hosts", "process", *(setting.field for setting in _waiting("primary"))}
     return (
         [getattr(conf.general, field) for field in general],
-        replace(conf.primary, processes=1, rcpthosts=None, said_hosts=None, process={}),
+        [getattr(conf.primary, field.name) for field in fields(conf.primary) if field.name not in apart],
     )
 
 

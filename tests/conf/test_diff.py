@@ -138,11 +138,9 @@ class EverySettingTests(SynchronousTestCase):
         old, changed = every()
         found = {(kind, setting.key): difference(old, conf) for kind, setting, conf in changed}
 
-        qmq = ("workers", "worker-memory", "worker-files", "log", "log-format", "nameservers")
-        self.assertEqual(
-            {key for key, one in found.items() if one.restart},
-            {*(("qmq", key) for key in qmq), ("primary", "processes")},
-        )
+        qmq = ("workers", "worker-memory", "worker-files", "log", "log-format", "nameservers", "stop")
+        restart = {*(("qmq", key) for key in qmq), *(("primary", key) for key in ("processes", "inline", "header"))}
+        self.assertEqual({key for key, one in found.items() if one.restart}, restart)
         self.assertEqual(
             {key for key, one in found.items() if one.refused},
             {("qmq", "spool"), ("qmq", "user"), ("instance", "spool")},

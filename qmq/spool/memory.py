@@ -174,6 +174,9 @@ class MemoryTable:
     def _replace(self, row: Row, *, due: Seconds) -> None:
         self._memory.rows[row[0]] = (*row[:4], due, *row[5:])
 
+    def bound(self, reserve: Octets, inodes: int, share: Octets | float | None) -> None:
+        """As Table.bound: memory has none."""
+
     def claim(self, now: Seconds, limit: int, busy: frozenset[bytes]) -> list[Held]:
         """As Table.claim."""
         taken: list[Held] = []

@@ -28,10 +28,11 @@ IO_ERRORS = (
     apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError, apsw.ProtocolError, apsw.ReadOnlyError,
 )  # fmt: skip
 
-# For who looks in by destination. Fresh mail, which has no due time, is not in it either.
-LINE = "CREATE INDEX message_line ON message (site) WHERE due IS NOT NULL"  # and by number: every index has it last
+# For who looks in by destination; sorted by number, as every index is at last. Fresh mail is not in it either,
+# and trying again changes nothing of it: therefore a column of its own that is written once.
+LINE = "CREATE INDEX message_line ON message (site) WHERE waited IS NOT NULL"
 # What makes a format of the one before.
-STEPS = {1: LINE}
+STEPS = {1: f"ALTER TABLE message ADD COLUMN waited DEFAULT 1; {LINE}"}
 
 TABLES = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -43,7 +44,8 @@ CREATE TABLE message (
   due REAL,                     -- NULL: fresh, in hand
   attempts INTEGER, born REAL, size INTEGER,
   body INTEGER,                 -- row of body; negative: number of a file
-  record BLOB);
+  record BLOB,
+  waited DEFAULT 1);            -- NULL: has never been out of hand
 CREATE UNIQUE INDEX message_token ON message (peer, seq, part);
 CREATE INDEX message_due ON message (due, site) WHERE due IS NOT NULL;
 CREATE INDEX message_site ON message (site, due) WHERE due IS NOT NULL;

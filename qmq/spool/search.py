@@ -30,14 +30,14 @@ MANY = 200
 PATIENCE: Seconds = 0.04
 LAST = (1 << 63) - 1
 
-_NUMBERS = "SELECT number FROM message INDEXED BY message_line WHERE due IS NOT NULL"
+_NUMBERS = "SELECT number FROM message INDEXED BY message_line WHERE waited IS NOT NULL"
 _OF_TOKEN = "SELECT number FROM message WHERE peer = ? AND seq = ?"  # noqa: S105 - no secret
 # From site to site by one look into the index each; told are those in which a name occurs, and the last.
 _SITES = """
 WITH RECURSIVE each(site, n) AS (
-  SELECT (SELECT min(site) FROM message INDEXED BY message_line WHERE due IS NOT NULL AND site > ?1), 1
+  SELECT (SELECT min(site) FROM message INDEXED BY message_line WHERE waited IS NOT NULL AND site > ?1), 1
   UNION ALL
-  SELECT (SELECT min(site) FROM message INDEXED BY message_line WHERE due IS NOT NULL AND site > each.site), n + 1
+  SELECT (SELECT min(site) FROM message INDEXED BY message_line WHERE waited IS NOT NULL AND site > each.site), n + 1
   FROM each WHERE site IS NOT NULL AND n < ?2)
 SELECT site, n FROM each WHERE site IS NOT NULL AND (n = ?2 OR {names})
 """
@@ -60,7 +60,7 @@ class Search:
     """
     Looks through the rows of one table. *hand* is the table's own set of the numbers in hand.
 
-    Rows without a due time are all in hand: no index has them, but their numbers are known.
+    Rows that have not waited yet are all in hand: the index does not have them, but their numbers are known.
     """
 
     def __init__(self, hand: set[int]) -> None:
@@ -78,7 +78,7 @@ class Search:
         last = rows[-1][0] if rows and rows[-1][1] == SITES else None
         found = [site for site, _ in rows]
         if last is None:
-            fresh = "SELECT site FROM message WHERE number = ? AND due IS NULL"
+            fresh = "SELECT site FROM message WHERE number = ? AND waited IS NULL"
             found += {site for number in self._hand for (site,) in connection.execute(fresh, (number,))}
         return [site for site in found if query.goes(site)], last
 
@@ -121,12 +121,12 @@ class Search:
             return messages, octets, last
         end = LAST if last is None else last
         line = query.sites is not None and len(query.sites) <= MANY
-        source = "INDEXED BY message_line WHERE due IS NOT NULL AND" if line else "NOT INDEXED WHERE"
+        source = "INDEXED BY message_line WHERE waited IS NOT NULL AND" if line else "NOT INDEXED WHERE"
         sql = f"SELECT count(*), total(size) FROM message {source} number > ? AND number <= ?{where}"  # noqa: S608 - constants
         add(1, connection.execute(sql, (after, end, *values)))
         hand = [number for number in self._hand if after < number <= end]
         if line:
-            add(1, each(hand, " AND due IS NULL"))
+            add(1, each(hand, " AND waited IS NULL"))
         if query.state in {"waiting", "held"}:
             add(-1, each(hand))
         return messages, octets, last

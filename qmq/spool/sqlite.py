@@ -24,7 +24,7 @@ from qmq.spool.query import Query
 from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
 from qmq.spool.search import DamagedRow, Piece, Search, read
-from qmq.spool.statements import DELETE, PUT_ASIDE, RELEASE, insert, limits, recount, settle
+from qmq.spool.statements import DELETE, FREE, PUT_ASIDE, RELEASE, insert, limits, recount, settle
 from qmq.spool.store import Store
 from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome
 from qmq.spool.tombstones import LIMIT
@@ -95,7 +95,7 @@ class SQLiteTable:
         self._tag, self._epoch = meta["tag"], meta["epoch"] + 1
         self._hand.clear()
         with transaction(connection):
-            connection.execute("UPDATE message SET due = born WHERE due IS NULL")
+            connection.execute(FREE)
             connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
         recount(connection, self._counts, self._tag)
         self._sweep(connection)
@@ -157,7 +157,7 @@ class SQLiteTable:
             fresh = [number for (number,) in connection.execute("SELECT number FROM message WHERE due IS NULL")]
             nobodys = [(number,) for number in fresh if number not in self._hand]
             with transaction(connection):
-                connection.executemany("UPDATE message SET due = born WHERE number = ?", nobodys)
+                connection.executemany(f"{FREE} AND number = ?", nobodys)
             recount(connection, self._counts, self._tag)
             self._sweep(connection)
             self._weigh()
@@ -182,6 +182,10 @@ class SQLiteTable:
             self._disconnect()
             self._connected().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._disconnect()
+
+    def bound(self, reserve: Octets, inodes: int, share: Octets | float | None) -> None:
+        """As Table.bound."""
+        self._bounds.reserve, self._bounds.inodes, self._bounds.share = reserve, inodes, share
 
     # To write.
 

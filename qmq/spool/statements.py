@@ -16,10 +16,12 @@ from qmq.spool.bodies import Bodies
 from qmq.spool.record import DamagedRecord, unpack
 from qmq.spool.table import NONE, Batch, Counts, Keep, rows
 
-INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, NULL, 0, ?, ?, ?, ?)"
+INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, NULL, 0, ?, ?, ?, ?, NULL)"
 INSERT_BODY = "INSERT INTO body VALUES (?, ?)"
 OF_TOKEN = "SELECT part, body, record FROM message WHERE peer = ? AND seq = ? ORDER BY part"  # noqa: S105 - no secret
-REWRITE = "UPDATE message SET due = ?, attempts = ?, site = ?, record = ? WHERE number = ?"
+# Before the other two: as long as it has no due time, a fresh row is in no other index that has its site.
+PLACE = "UPDATE message SET site = ?1, waited = 1 WHERE number = ?2 AND (waited IS NULL OR site IS NOT ?1)"
+REWRITE = "UPDATE message SET due = ?, attempts = ?, record = ? WHERE number = ?"
 RELEASE = "UPDATE message SET due = ? WHERE number = ?"
 DELETE = "DELETE FROM message WHERE number = ?"
 DELETE_BODY = (
@@ -33,7 +35,12 @@ USED = (
 BURY = "INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?)"
 FORGET = "DELETE FROM tombstone WHERE peer = ? AND seq < ?"
 TOLD = "INSERT OR REPLACE INTO peer VALUES (?, ?)"
-PUT_ASIDE = "INSERT OR REPLACE INTO damaged SELECT *, ? FROM message WHERE number = ?"
+PUT_ASIDE = (
+    "INSERT OR REPLACE INTO damaged"
+    " SELECT number, peer, seq, part, site, due, attempts, born, size, body, record, ? FROM message WHERE number = ?"
+)
+# What was in hand when a process ended is due at once.
+FREE = "UPDATE message SET due = born, waited = 1 WHERE due IS NULL"
 
 
 def insert(connection: apsw.Connection, keeps: list[Keep], bodies: Bodies) -> bool:
@@ -90,8 +97,13 @@ def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
     """Whether all rows to delete were there; files that no row speaks of any more."""
     many = connection.executemany
     if batch.rewritten:
-        many(REWRITE, [(*values, number) for number, values in batch.rewritten.items()])
+        many(PLACE, [(site, number) for number, (_, _, site, _) in batch.rewritten.items()])
+        many(
+            REWRITE,
+            [(due, attempts, record, number) for number, (due, attempts, _, record) in batch.rewritten.items()],
+        )
     if batch.released:
+        many(PLACE, [(site, number) for number, (_, site) in batch.released.items()])
         many(RELEASE, [(due, number) for number, (due, _) in batch.released.items()])
     exact, useless = True, []
     if batch.gone:

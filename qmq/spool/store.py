@@ -94,6 +94,10 @@ class Store:
         """Why no mail is kept now, for the operator; empty: it is kept."""
         return self._gathering.full()
 
+    def bound(self, reserve: Octets, inodes: int, share: Octets | float | None) -> None:
+        """From now on it may take so much of its disk; see qmq.spool.room."""
+        self._table.bound(reserve, inodes, share)
+
     # To start and to stop.
 
     def start(self) -> Deferred[None]:

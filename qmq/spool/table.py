@@ -158,6 +158,9 @@ class Table(Protocol):
     def close(self) -> None:
         """Done; let go of the lock."""
 
+    def bound(self, reserve: Octets, inodes: int, share: Octets | float | None) -> None:
+        """New bounds on the disk; may be called while another method runs."""
+
     def claim(self, now: Seconds, limit: int, busy: frozenset[bytes]) -> list[Held]:
         """As ISpool.claim."""
 

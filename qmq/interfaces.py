@@ -57,7 +57,7 @@ class IConnection(Interface):
         """Begin with this message; only while idle. More is asked of IWork.take as bodies leave."""
 
     def close() -> None:
-        """End in order (QUIT) if idle, else after what is outstanding."""
+        """End in order (QUIT) if idle, else after what is outstanding; as abort if nothing of that can be in doubt."""
 
     def abort() -> None:
         """Cut now; what is outstanding is reported with 4yz."""

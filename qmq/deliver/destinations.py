@@ -37,9 +37,6 @@ from qmq.mail import DeliveryFailure, Message, Reply, Seconds
 UNTRIED = Reply(451, "4.3.2", "not tried yet, try again later")
 _INTERNAL = Reply(451, "4.3.0", "internal trouble while connecting")
 
-# A host that has answered nothing for so long while mail waits is no longer thought to be working.
-_PATIENCE: Seconds = 10
-
 log = Logger()
 
 
@@ -125,10 +122,7 @@ class Destinations:
         most a back-off old, and mail for a dead site must grow old as well.
         """
         place = self._sites.get(site)
-        if place is None or not place.down:
-            return None
-        place.touched = now = self.now()
-        return place.reply if now < place.until and not place.held else None
+        return None if place is None else place.refusal(self.now())
 
     def busy(self) -> list[bytes]:
         """Sites whose ready queue is at its bound."""
@@ -240,14 +234,12 @@ class Destinations:
         if self._stopped is not None:
             return UNTRIED
         now = self.now()
-        if site.down:
-            site.touched = now
-            if now < site.until and not site.held:
-                return site.reply
+        if site.down and (refusal := site.refusal(now)) is not None:
+            return refusal
         waiting = len(site.ready)
         if waiting == 0:
             site.progress = now
-        works = site.proven and now - site.progress < _PATIENCE
+        works = site.works(now)
         bound = max(self._first_ready, self._window // 2) if works else self._first_ready
         if waiting >= bound:
             return self._fill(site, waiting)

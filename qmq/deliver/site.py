@@ -24,6 +24,9 @@ Done = Callable[[Message, Sequence[Reply]], None]
 # One or two may be the fault of a message that the host can't digest.
 BREAKS = 3
 
+# A host that has answered nothing for so long while mail waits is no longer thought to be working.
+_PATIENCE: Seconds = 10
+
 
 @value
 class SiteStatus:
@@ -105,6 +108,17 @@ class Site:
         dead_for = max(0, self.until - now) if self.down else 0
         reply = self.reply if self.down else None
         return SiteStatus(self.name, len(self.ready), len(self.open), self.dialling, self.slots, dead_for, reply)
+
+    def works(self, now: Seconds) -> bool:
+        """Whether its host has answered of late."""
+        return self.proven and now - self.progress < _PATIENCE
+
+    def refusal(self, now: Seconds) -> Reply | None:
+        """The reply with which mail for it is deferred untried while it is dead; mail was seen for it."""
+        if not self.down:
+            return None
+        self.touched = now
+        return self.reply if now < self.until and not self.held else None
 
     def take(self) -> Message | None:
         """The next message, unless this site's turn is over and another has waited for it."""

@@ -94,11 +94,14 @@ class SMTPConnection(Protocol):
         self._wait(wire)
 
     def close(self) -> None:
-        """End in order (QUIT) if idle, else after what is outstanding."""
+        """End in order (QUIT) if idle, at once if no text has left whole, else after what is outstanding."""
         self._closing = True
-        if self._wire is None:
+        wire = self._wire
+        if self._over:
+            return
+        if wire is None or not (wire.idle or wire.in_doubt):
             self.abort()
-        elif self._wire.idle and not self._over:
+        elif wire.idle:
             self._quit()
 
     def abort(self) -> None:

@@ -168,6 +168,11 @@ class SMTPClientWire:
         return self._current is None and self._ending is None
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether a text has left, end and all, and is not answered: the server may have it, or not."""
+        return any(one is not None and one.sent for one in (self._ending, self._current))
+
+    @property
     def streaming(self) -> bool:
         """Whether a long text waits to be taken by next_chunk."""
         return self._stream is not None

@@ -20,7 +20,7 @@ BUSY = Reply(421, "4.3.2", "too many connections", "mx.example.org (192.0.2.1)")
 NO_MAIL = Reply(556, "5.1.10", "takes no mail")
 
 
-STEPS = ("add", "ok", "later", "never", "cut", "idle", "hang", "let", "away", "die", "live", "tick", "stop")
+STEPS = ("add", "ok", "later", "never", "cut", "idle", "hang", "let", "away", "die", "live", "tick", "stop", "withdraw")
 
 
 class House:
@@ -489,6 +489,42 @@ class FairnessTests(SynchronousTestCase):
         self.assertEqual(sum(house.said().values()), 1501)
 
 
+class WithdrawTests(SynchronousTestCase):
+    def test_some(self) -> None:
+        """Messages that wait for a connection can be taken back; those on one, and all others, go on."""
+        house = House()
+        house.add(b"a", 6)
+        house.add(b"b", 3)
+
+        house.destinations.withdraw(b"a", house.messages[:4])
+        at_once = house.said()
+        house.work()
+
+        self.assertEqual(at_once, {(b"a", UNTRIED): 2})
+        self.assertEqual(house.said(), {(b"a", UNTRIED): 2, (b"a", OK): 4, (b"b", OK): 3})
+        self.assertEqual(house.destinations.count, 0)
+
+    def test_room(self) -> None:
+        """A ready queue that was full has room again, and says so."""
+        house = House(ready=10)
+        house.dialler.hosts[b"a"] = None
+        house.add(b"a", 11)
+        full = house.destinations.full(b"a")
+
+        house.destinations.withdraw(b"a", house.messages[:8])
+
+        self.assertEqual((full, house.destinations.full(b"a")), (True, False))
+        self.assertEqual(house.room, [b"a"])
+
+    def test_unknown(self) -> None:
+        """A site that nobody knows has nothing to take back."""
+        house = House()
+
+        house.destinations.withdraw(b"nowhere", [message()])
+
+        self.assertEqual(house.done, [])
+
+
 class MemoryTests(SynchronousTestCase):
     def test_sites_forgotten(self) -> None:
         """Ten thousand sites, dead or alive, do not stay in memory."""
@@ -606,6 +642,8 @@ class AnythingTests(SynchronousTestCase):
                     house.dialler.hosts.pop(site, None)
                 case "tick":
                     house.clock.advance(n * 10)
+                case "withdraw":
+                    house.destinations.withdraw(site, house.messages[:: n + 1])
                 case "stop" if n == 0 and not stopped:
                     stopped = True
                     house.destinations.stop(10)

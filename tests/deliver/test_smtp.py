@@ -24,6 +24,17 @@ def message(*recipients: str, body=None) -> Message:
     return Message(envelope, b"", body or MemoryBody(b"Subject: x\r\n\r\nbody\r\n"))
 
 
+class Long(FileBody):
+    """A text in a file, of three pieces."""
+
+    def __init__(self) -> None:
+        super().__init__("/nowhere", 30000)
+
+    def chunks(self, octets: int = 65536):
+        """What is in it."""
+        return iter([b"x" * 9998 + b"\r\n"] * 3)
+
+
 @implementer(IWork)
 class Work:
     """A site that gives what it has and writes down what it is told."""
@@ -421,13 +432,49 @@ class KeptTests(Conversation):
 
     def test_close_when_done(self) -> None:
         """Asked to close, it ends after what is outstanding, and takes nothing more."""
-        self.work.waiting = [message()]
         self.ready().send(message())
-        self.connection.close()
         self.server(MessageTests.OK)
+        self.work.waiting = [message()]
+        self.connection.close()
 
         self.assertEqual(self.server(b"250 ok\r\n"), b"QUIT\r\n")
         self.assertEqual(self.work.told, [("finished", [250]), ("lost", None)])
+
+    def test_close_before_the_end(self) -> None:
+        """Asked to close before a text has left whole, it is cut at once: nobody can have the message."""
+        for answered in ([], [b"250 ok\r\n250 ok\r\n"]):
+            self.work.told.clear()
+            self.ready().send(message())
+            self.server(*answered)
+
+            self.connection.close()
+
+            self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
+            self.assertEqual(self.work.last[0].mta, "")
+            self.assertTrue(self.transport.aborted)
+
+    def test_close_within_a_long_text(self) -> None:
+        """Likewise in the middle of a long text, whose end was not said."""
+        self.ready().send(message(body=Long()))
+        self.server(MessageTests.OK)
+        self.connection.resumeProducing()
+
+        self.connection.close()
+
+        self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
+
+    def test_close_with_the_next_begun(self) -> None:
+        """The message whose text has left is waited for, though the next one's envelope has been said."""
+        self.work.waiting = [message()]
+        self.ready().send(message())
+        self.server(MessageTests.OK)
+
+        self.connection.close()
+        told = list(self.work.told)
+        self.server(b"250 ok\r\n")
+
+        self.assertEqual(told, [])
+        self.assertEqual(self.work.told[0], ("finished", [250]))
 
     def test_messages(self) -> None:
         """After so many messages the connection ends."""

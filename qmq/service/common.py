@@ -108,8 +108,12 @@ class OwnAddresses:
         return self._known
 
 
-def machine_addresses(proc: str = "/proc/net") -> set[str]:
-    """The addresses of this machine's interfaces, as Linux lists them; what can't be read is left out."""
+def machine_addresses(proc: str = "/proc/self/net") -> set[str]:
+    """
+    The addresses of this machine's interfaces, as Linux lists them; what can't be read is left out.
+
+    Of /proc nothing but processes is to be seen where systemd says ProcSubset=pid.
+    """
     found: set[str] = set()
     with contextlib.suppress(OSError), open(f"{proc}/fib_trie", encoding="ascii") as lines:
         last = ""

@@ -228,6 +228,8 @@ def _instances(old: Conf, new: Conf) -> Iterator[_Told]:
 
 def _kept(old: Conf, new: Conf, name: str, moved: set[str]) -> Iterator[_Told]:
     was, now = old.instance(name), new.instance(name)
+    if was == now:
+        return
     if was.number != now.number and not (was.retired or now.retired):
         yield "live", f"~ [instances] {name}: {was.id} -> {now.id}"
         moved = moved | {"number"}

@@ -136,9 +136,7 @@ def _limits(conf: Conf, instance: Instance) -> Iterator[Fact]:
     free = f"{octets_text(instance.reserve)} and {instance.reserve_inodes} inodes stay free on its device, {then}"
     yield _setting(conf, instance, "reserve", free)
     if instance.overflow:
-        yield _setting(
-            conf, instance, "overflow", f"{instance.overflow} gets what comes while this one takes none"
-        )
+        yield _setting(conf, instance, "overflow", f"{instance.overflow} gets what comes while this one takes none")
 
 
 def _wishes(conf: Conf, instance: Instance) -> Iterator[Fact]:

@@ -108,8 +108,7 @@ class Lifeline(Service):
             log.warn("an answer to order {number} found no room", number=message["n"])
 
     def _refuse(self, failure: Failure, number: object) -> None:
-        if failure.check(MemoryError):
-            log.failure("an order needed more memory than there is", failure)
+        log.failure("order {number} was not done", failure, number=number)
         self._answer({"n": number, "error": failure.getErrorMessage() or failure.value.__class__.__name__})
 
     def _lost(self) -> None:

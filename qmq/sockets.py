@@ -220,7 +220,11 @@ class Sockets:
 
 
 class _KeptPort(Port):
-    """A unix port whose end leaves the socket in its folder: another process, or the next one, listens on it."""
+    """A unix port that leaves the socket as it is, at its start and at its end: other processes listen on it too."""
+
+    def startListening(self) -> None:
+        """As a TCP port: Twisted's unix port lets all users in, shortens the backlog, ends by a shutdown for all."""
+        tcp.Port.startListening(self)
 
     def connectionLost(self, reason: Any) -> None:
         """As a TCP port's."""

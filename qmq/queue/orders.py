@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from qmq.deliver.destinations import Destinations
 from qmq.interfaces import ISpool, SpoolTrouble
@@ -105,9 +106,13 @@ class Orders:
         def stop(_: Deferred[Acted]) -> None:
             round_.stopped = True  # after the piece that is under way: what was seized must not be left so
 
+        def tell(outcome: Acted | Failure) -> None:
+            if not answer.called:  # else nobody waits any more
+                answer.callback(outcome)  # a Failure is an errback
+
         answer = Deferred(stop)
         carry = self._make_due(round_) if word == "now" else self._carry(round_)
-        Deferred.fromCoroutine(carry).addCallbacks(answer.callback, answer.errback)
+        Deferred.fromCoroutine(carry).addBoth(tell)
         return answer
 
     def _order(self, word: str, query: Mapping[str, str], to: str, reason: str) -> Order:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from qmq.mail import DOUBLE_BOUNCE_SENDER, Address, Envelope, Octets, Origin, Seconds, Token, path
+from qmq.mail import DOUBLE_BOUNCE_SENDER, NULL_SENDER, Address, Envelope, Octets, Origin, Seconds, Token, path
 from qmq.wire.path import BadPath, parse_path
 
 _FORMAT = "qmq-export"
@@ -148,7 +148,7 @@ def envelope_of(message: Carried) -> Envelope:
     facts = message.facts
     wanted = _list(facts, "recipients") + _list(facts, "bouncing")
     recipients = tuple(dict.fromkeys(_address(_text(one, "address")) for one in wanted))
-    if not recipients:
+    if not recipients or NULL_SENDER in recipients:
         raise ValueError("it has no recipients")
     body_type = _text(facts, "body_type")
     if body_type not in _BODY_TYPES:

@@ -82,26 +82,36 @@ def probe(place: Place, me: str, sender: bytes, recipients: Sequence[bytes]) -> 
 
 
 def converse(place: Place) -> None:
-    """SMTP between standard input and output and the primary, octet for octet, until the primary hangs up."""
+    """
+    SMTP between standard input and output and the primary, octet for octet, until the primary hangs up.
+
+    The end of the input is a QUIT: to close our side would be to hang up
+    before the last answer. Within a message it is text, and nothing is sent.
+    """
     with connected(place) as primary, selectors.DefaultSelector() as ready:
         primary.settimeout(None)
         ready.register(primary, selectors.EVENT_READ)
         try:
             ready.register(0, selectors.EVENT_READ)
-        except PermissionError:  # a file: it is all there
-            _drain(primary)
+        except PermissionError:  # a file, which is always ready
+            while _passed_on(primary):
+                pass
         while True:
             for key, _ in ready.select():
-                data = os.read(key.fd, 65536)
-                if key.fd != 0:
-                    if not data:
-                        return
+                if key.fd == 0:
+                    if not _passed_on(primary):
+                        ready.unregister(0)
+                elif data := primary.recv(65536):
                     _write(data)
-                elif data:
-                    primary.sendall(data)
                 else:
-                    ready.unregister(0)
-                    primary.shutdown(socket.SHUT_WR)
+                    return
+
+
+def _passed_on(primary: socket.socket) -> bool:
+    """Send what stands in the input; false at its end."""
+    data = os.read(0, 65536)
+    primary.sendall(data or b"QUIT\r\n")
+    return bool(data)
 
 
 def _greeted(place: Place, me: str) -> smtplib.SMTP:
@@ -194,12 +204,6 @@ def _text(address: bytes) -> str:
     if any(c < " " or c == "\x7f" for c in text):
         raise NotSent(os.EX_DATAERR, f"{text!r} is no address: it has a control character")
     return text
-
-
-def _drain(primary: socket.socket) -> None:
-    while data := os.read(0, 65536):
-        primary.sendall(data)
-    primary.shutdown(socket.SHUT_WR)
 
 
 def _write(data: bytes) -> None:

@@ -116,13 +116,14 @@ class Child(ProcessProtocol):
             return
         try:
             # Not RLIMIT_AS: a worker of 60 MiB maps 360 (arenas that are reserved and not used).
-            data = resource.RLIM_INFINITY if crew.memory is None else int(crew.memory * _HARD) + _STACKS
-            resource.prlimit(self.pid, resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
+            most = resource.prlimit(self.pid, resource.RLIMIT_DATA)[1]
+            data = most if crew.memory is None else _least(int(crew.memory * _HARD) + _STACKS, most)
+            resource.prlimit(self.pid, resource.RLIMIT_DATA, (data, most))
         except (OSError, ValueError) as error:
             log.warn("{worker}: no bound on its memory but ours: {error}", worker=self.name, error=error)
         if crew.files is not None:
             try:
-                files = min(crew.files, resource.prlimit(self.pid, resource.RLIMIT_NOFILE)[1])
+                files = _least(crew.files, resource.prlimit(self.pid, resource.RLIMIT_NOFILE)[1])
                 # The hard one too: a process raises its own soft one when it starts.
                 resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (files, files))
             except (OSError, ValueError) as error:
@@ -215,3 +216,7 @@ class Child(ProcessProtocol):
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             answer.errback(WorkerTrouble(f"{self.name} ended before it answered"))
+
+
+def _least(wanted: int, most: int) -> int:
+    return wanted if most == resource.RLIM_INFINITY else min(wanted, most)

@@ -77,13 +77,14 @@ class Sockets:
     The listening sockets of this process, by word.
 
     Of the unix sockets it owns those that it has opened, or that an earlier
-    main process has handed down: it holds their locks, and removes them at the
+    main process has left to it: it holds their locks, and removes them at the
     end. A worker, which inherits sockets alone, owns none.
     """
 
     def __init__(self) -> None:
         self._open: dict[str, socket.socket] = {}
         self._locks: dict[str, tuple[int, str]] = {}  # and the path that each is for
+        self._shared: set[str] = set()  # with an earlier main process, which may go on with them
         self._ports: dict[str, list[Any]] = {}
 
     def inherit(self, environ: Mapping[str, str]) -> None:
@@ -94,7 +95,7 @@ class Sockets:
         for word, (number, path) in json.loads(environ.get(LOCKS) or "{}").items():
             os.set_inheritable(number, False)
             self._locks[word] = (number, path)
-            _sign(number)
+            self._shared.add(word)
 
     def open(self, listeners: Iterable[Listener], *, patience: Seconds = PATIENCE) -> None:
         """
@@ -139,8 +140,10 @@ class Sockets:
             ours.close()
         if word in self._locks:
             lock, path = self._locks.pop(word)
-            _remove(path)
+            if word not in self._shared:
+                _remove(path)
             os.close(lock)
+            self._shared.discard(word)
 
     def adopt(self, reactor: Any, word: str, factory: Any) -> Any:
         """
@@ -162,8 +165,9 @@ class Sockets:
 
     def close(self) -> None:
         """Remove the unix sockets that are ours; the kernel does the rest when the process ends."""
-        for _, path in self._locks.values():
-            _remove(path)
+        for word, (_, path) in self._locks.items():
+            if word not in self._shared:
+                _remove(path)
         self.disown()
 
     def let_go(self) -> None:
@@ -176,7 +180,8 @@ class Sockets:
 
         The first are its descriptors, from *first* on, and which of ours they
         are; the second is for its environment, see ``inherit``. It keeps the
-        locks if we end, and we if it does, until ``disown``.
+        locks if we end, and we if it does, until ``disown``
+        here and ``own`` there.
         """
         numbers = itertools.count(first)
         descriptors: dict[int, int] = {}
@@ -190,11 +195,18 @@ class Sockets:
         locks = {word: (give(lock), path) for word, (lock, path) in self._locks.items()}
         return descriptors, {INHERITED: sockets, LOCKS: json.dumps(locks)}
 
+    def own(self) -> None:
+        """What an earlier main process has handed down is ours alone from now on; before, its paths are left alone."""
+        for word in self._shared:
+            _sign(self._locks[word][0])
+        self._shared.clear()
+
     def disown(self) -> None:
         """Another process has taken all over: locks and paths are its own now. We may still listen."""
         for lock, _ in self._locks.values():
             os.close(lock)  # no LOCK_UN: that would be for both of us
         self._locks.clear()
+        self._shared.clear()
 
     def words(self) -> Sequence[str]:
         """Of all that is open."""

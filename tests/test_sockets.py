@@ -190,6 +190,7 @@ class SocketsTests(SynchronousTestCase):
         self.assertEqual(sorted(after.words()), ["qmtp/one", "smtp"])
 
         before.disown()
+        after.own()
         before.close()
         before.let_go()
 
@@ -200,29 +201,32 @@ class SocketsTests(SynchronousTestCase):
         self.assertFalse(os.path.exists(self.path))
 
     def test_heir_that_fails(self):
-        """While it has not been disowned, everything stays ours, whatever becomes of the new process."""
+        """Until a new process owns what was handed down, it takes nothing with it when it fails."""
         before = self.sockets(self.unix)
         after = self.heir(before)
-        for lock, _ in after._locks.values():
-            os.close(lock)  # as the kernel does at a process's end
-        after._locks.clear()
-        for listening in after._open.values():
-            listening.close()
-        after._open.clear()
+        after.open([self.unix])
+
+        after.close()
+        after.let_go()
 
         with self.assertRaises(CannotListen):
             Sockets().open([self.unix])
         self.assertTrue(self.connects())
 
     def test_path_that_has_moved(self):
-        """If the new process wants a unix socket elsewhere, the old place is given up."""
-        after = self.heir(self.sockets(self.unix))
+        """If the new process wants a unix socket elsewhere, it has that; the old one stays the old process's."""
+        before = self.sockets(self.unix)
+        after = self.heir(before)
         elsewhere = os.path.join(self.folder, "elsewhere")
 
         after.open([Listener("qmtp/one", path=elsewhere)])
 
         self.assertTrue(self.connects(elsewhere))
-        self.assertFalse(os.path.exists(self.path))
+        self.assertTrue(self.connects())
+        before.close()
+        after.own()
+        after.close()
+        self.assertEqual((os.path.exists(elsewhere), os.path.exists(self.path)), (False, False))
 
     def test_long_path(self):
         """A path longer than the kernel takes is opened and removed all the same."""

@@ -28,7 +28,7 @@ class CarryTestCase(SynchronousTestCase):
     def fill(self, messages):
         """Messages to alpha, deferred."""
         client = self.gateway.client()
-        for mark in range(messages):
+        for mark in range(1, messages + 1):
             text = f"Subject: {mark}\r\n\r\n" + "x" * 70 + "\r\n" * (3000 if mark % 4 == 0 else 1)
             assert client.mail(f"u{mark}@alpha.example", mark=mark, text=text).startswith(b"250")
         client.close()
@@ -74,7 +74,7 @@ class CarryTests(CarryTestCase):
         self.gateway.command("import", self.tar, "--queue", "beta", "--yes")
         until(lambda: self.queued("beta") == 0)
 
-        self.assertEqual(self.sink.marks, {str(mark).encode(): 1 for mark in range(20)})
+        self.assertEqual(self.sink.marks, {str(mark).encode(): 1 for mark in range(1, 21)})
         self.assertTrue(any(text.endswith(b"x" * 70 + b"\r\n" * 3000) for *_, text in self.sink.messages))
 
     @pytest.mark.limit(120)

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from qmq.cli.ask import Answers, ask
 from qmq.cli.look import examples, table, wide_console
-from qmq.cli.options import Selection
+from qmq.cli.options import Selection, is_primary
 from qmq.cli.texts import messages, size
 from qmq.mail import Octets, Seconds
 
@@ -112,8 +112,9 @@ def _count(asker: Asker, chosen: Selection, *, to: str = "", **_: Any) -> dict[s
         for fact in asker(**chosen.request("count")):
             counts[fact["queue"]] = (fact["counted"], fact["octets"])
             tell(sum(count for count, _ in counts.values()))
-    # What is in the queue to move to stays there.
-    return {name: counts[name] for name in sorted(counts) if counts[name][0] and name != to}
+    # What is in the queue to move to stays there, and so does what a primary is about to hand over anyway.
+    stays = {name for name in counts if to and (name == to or is_primary(name))}
+    return {name: counts[name] for name in sorted(counts) if counts[name][0] and name not in stays}
 
 
 def _tell_plan(asker: Asker, order: str, chosen: Selection, counts: dict[str, tuple[int, Octets]]) -> None:
@@ -129,7 +130,8 @@ def _tell_plan(asker: Asker, order: str, chosen: Selection, counts: dict[str, tu
         grid.add_row(Text(f"  {name}"), Text(str(count), justify="right"), Text(size(octets), justify="right"))
     console = wide_console()
     console.print(grid)
-    some = examples(asker(**chosen.request("list", limit=_EXAMPLES)), _EXAMPLES)
+    there = Selection(tuple(counts), chosen.query)
+    some = examples(asker(**there.request("list", limit=_EXAMPLES)), _EXAMPLES)
     if some:
         click.echo("such as" if total > len(some) else "that is")
         console.print(table(some))

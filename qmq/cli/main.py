@@ -39,7 +39,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("qmq.cli.queues:resume", "Deliver again."),
         "refuse": ("qmq.cli.queues:refuse", "Take no mail for a queue: its recipients get 452."),
         "accept": ("qmq.cli.queues:accept", "Take mail again."),
-        "drain": ("qmq.cli.drain:drain", "Take no mail, deliver or move what is there, wait until it is empty."),
+        "drain": ("qmq.cli.drain:drain", "Take no mail, and wait until a queue is empty."),
     },
     "Change": {
         "diff": ("qmq.cli.running:diff", "What a reload would change."),

@@ -115,6 +115,11 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def is_primary(queue: str) -> bool:
+    """Whether it is a primary's own queue: primary, primary-2 and so on."""
+    return re.fullmatch(r"primary(-\d+)?", queue) is not None
+
+
 def looks_like_id(text: str) -> bool:
     """Whether it may be a queue id."""
     return _ID.fullmatch(text) is not None

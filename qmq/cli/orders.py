@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any
@@ -14,6 +13,7 @@ from qmq.cli.options import (
     Selection,
     all_option,
     conf_option,
+    is_primary,
     json_option,
     looks_like_id,
     options,
@@ -88,7 +88,7 @@ def now(asker: Asker, chosen: Selection, everything: bool) -> None:  # noqa: ARG
     """  # noqa: D301 - as above
     words = chosen.query.get("id", "").split()
     known = _instances(asker.conf) if words else ()
-    queues = [word for word in words if word in known or not looks_like_id(word) or re.fullmatch(r"primary-\d+", word)]
+    queues = [word for word in words if word in known or not looks_like_id(word) or is_primary(word)]
     if queues:
         query = {**chosen.query, "id": " ".join(word for word in words if word not in queues)}
         chosen = Selection((*chosen.queues, *queues), {word: text for word, text in query.items() if text})
@@ -140,8 +140,9 @@ def move(asker: Asker, chosen: Selection, everything: bool, yes: bool, to: str) 
     Hand messages over to another queue, which delivers them in its own way.
 
     As postsuper -r after a change of the transport in Postfix. Each message is
-    in the one queue or in the other at any moment, even if a process dies; it
-    keeps its id and its age. Without --yes a dry run.
+    in one of the queues at any moment, and delivered once, even if a process
+    dies. It keeps its age, and gets an id of the other queue. Without --yes a
+    dry run.
 
     \b
       qmq move --queue customer1 --older 1h --to storm --yes

@@ -71,9 +71,10 @@ def _table(facts: Sequence[Mapping[str, Any]]) -> Table:
         for name, q in sorted(fact["queues"].items()):
             numbers = [str(q[word]) for word in ("in_hand", "delivered", "deferred", "bounced")]
             oldest = age(q["age"]) if q["queued"] and q.get("age") is not None else ""
+            times = [took(q.get(word)) if q["delivered"] else "" for word in ("p50", "p99")]
             table.add_row(
                 Text(name), Text(fact["process"]), str(q["queued"]), size(q["octets"]) if q["queued"] else "", oldest,
-                *numbers, took(q.get("p50")), took(q.get("p99")), Text(state(q)),
+                *numbers, *times, Text(state(q)),
             )  # fmt: skip
     return table
 

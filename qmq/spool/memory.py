@@ -153,9 +153,10 @@ class MemoryTable:
                 memory.rows[number] = (*row[:3], site, due, attempts, *row[6:9], record)
             if due is not None:
                 self._hand.discard(number)
-        for number, (released, _) in batch.released.items():
+        for number, (released, site) in batch.released.items():
             if number in memory.rows:
-                self._replace(memory.rows[number], due=released)
+                row = memory.rows[number]
+                memory.rows[number] = (*row[:3], site, released, *row[5:])
             self._hand.discard(number)
         for number, (_, place, _) in batch.gone.items():
             memory.rows.pop(number, None)

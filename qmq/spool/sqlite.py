@@ -24,7 +24,7 @@ from qmq.spool.query import Query
 from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
 from qmq.spool.search import DamagedRow, Piece, Search, read
-from qmq.spool.statements import DELETE, FREE, PUT_ASIDE, RELEASE, insert, limits, recount, settle
+from qmq.spool.statements import DELETE, FREE, PUT_ASIDE, hasten, insert, limits, recount, settle
 from qmq.spool.store import Store
 from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome
 from qmq.spool.tombstones import LIMIT
@@ -357,12 +357,11 @@ class SQLiteTable:
         with translated(self._folder):
             connection = self._connected()
             numbers, last, damaged = self._search.late(connection, query, after, now, self._bodies.path)
-            if numbers:
-                with transaction(connection):
-                    connection.executemany(RELEASE, ((now, number) for number in numbers))
+            done = hasten(connection, numbers, now) if numbers else 0
+            if done:
                 self._line.rewind()
         self._put_aside(damaged)
-        return len(numbers), last
+        return done, last if done == len(numbers) else numbers[done - 1]
 
     @contextmanager
     def _looking(self, query: Query, after: int) -> Iterator[Piece]:

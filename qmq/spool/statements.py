@@ -8,12 +8,14 @@ looked up what of the token is known, so that the usual case costs no SELECT.
 from __future__ import annotations
 
 import math
+import time
 
 import apsw
 
 from qmq.mail import Address, FileBody, MemoryBody, Seconds
 from qmq.spool.bodies import Bodies
 from qmq.spool.record import DamagedRecord, unpack
+from qmq.spool.schema import transaction
 from qmq.spool.table import NONE, Batch, Counts, Keep, rows
 
 INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, NULL, 0, ?, ?, ?, ?, NULL)"
@@ -122,6 +124,17 @@ def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
     if batch.epoch:
         connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (batch.epoch,))
     return exact, useless
+
+
+def hasten(connection: apsw.Connection, numbers: list[int], due: Seconds, patience: Seconds = 0.04) -> int:
+    """Make these due then, one after the other until it has taken long enough; how many were done, at least one."""
+    until = time.perf_counter() + patience
+    with transaction(connection):
+        for done, number in enumerate(numbers, 1):
+            connection.execute(RELEASE, (due, number))
+            if time.perf_counter() > until:
+                return done
+    return len(numbers)
 
 
 def limits(

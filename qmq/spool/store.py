@@ -218,7 +218,7 @@ class Store:
         self._gathering.settle()
 
     def release(self, entry: Entry, due: Seconds) -> None:
-        """As ISpool.release."""
+        """As ISpool.release; an operator may have given it another site, which is written too."""
         if entry.fence == self._epoch and self._hand.pop(entry.number, None) is not None:
             entry.due = due
             self._gathering.batch.released[entry.number] = (due, entry.site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from math import inf
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from twisted.internet.task import Clock
 
-from qmq.mail import Address, Envelope, MemoryBody, Message, Reply, Token
+from qmq.mail import HELD, Address, Envelope, MemoryBody, Message, Reply, Token
 from qmq.spool.memory import Memory, MemorySpool
 from qmq.spool.sqlite import SQLiteSpool
 from qmq.spool.table import NONE
@@ -45,6 +46,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.promised: dict[tuple[int, Address], str] = {}
         self.unsure: set[tuple[int, Address]] = set()  # settled, perhaps not written
         self.hand: dict[int, Any] = {}
+        self.held: set[int] = set()
         self.last_number = 0
         self.open()
 
@@ -80,7 +82,11 @@ class SpoolMachine(RuleBasedStateMachine):
             self.hand[entry.number] = entry
         self.promised.update(dict.fromkeys(found, "to do"))
 
-    @rule(data=st.data(), how=st.sampled_from(["done", "some", "later", "bounce", "release"]), wait=st.booleans())
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["done", "some", "later", "bounce", "release", "hold", "move"]),
+        wait=st.booleans(),
+    )
     def settle(self, data: st.DataObject, how: str, wait: bool) -> None:
         if not self.hand:
             return
@@ -88,8 +94,12 @@ class SpoolMachine(RuleBasedStateMachine):
         entry = self.hand[number]
         todo = entry.message.envelope.recipients
         gone: tuple[Address, ...] = ()
-        if how == "release":
-            self.store.release(entry, self.wall() + data.draw(st.integers(-5, 5)))
+        if how in {"release", "hold", "move"}:
+            if how == "move":
+                entry.site = data.draw(st.sampled_from([b"site0", b"site1", b"site2"]))
+            self.store.release(entry, HELD if how == "hold" else self.wall() + data.draw(st.integers(-5, 5)))
+            if how == "hold":
+                self.held.add(number)
         else:
             gone = {"done": todo, "some": todo[:1]}.get(how, ())
             if how == "bounce":
@@ -125,10 +135,37 @@ class SpoolMachine(RuleBasedStateMachine):
         for entry in entries:
             assert entry.site not in busy
             assert entry.number not in self.hand
+            assert entry.number not in self.held
             self.hand[entry.number] = entry
             seq = entry.message.envelope.token.seq
             body = self.result(self.store.body(entry))
             assert body.data == b"%d" % seq
+
+    @rule()
+    def claim_all(self) -> None:
+        """Whatever is neither in hand nor held can be had, once."""
+        everything = {entry.number for entry in self.result(self.store.find({}, 0, 1000))}
+        self.unsure.clear()
+        claimed = self.result(self.store.claim(self.wall() + 1000, 1000, []))
+        numbers = [entry.number for entry in claimed]
+        assert len(numbers) == len(set(numbers))
+        assert set(numbers) == everything - set(self.hand) - self.held
+        self.hand.update((entry.number, entry) for entry in claimed)
+
+    @rule(
+        words=st.sampled_from([{}, {"destination": "site1"}, {"site": "site0"}, {"state": "held"}, {"attempts": "1"}]),
+        limit=st.integers(1, 5),
+    )
+    def seize(self, words: dict[str, str], limit: int) -> None:
+        matching = [entry.number for entry in self.result(self.store.find(words, 0, 1000))]
+        self.unsure.clear()
+        free = [number for number in matching if number not in self.hand]
+        entries, on = self.result(self.store.seize(words, 0, limit))
+        assert [entry.number for entry in entries] == free[:limit]
+        assert on is not None or len(entries) == len(free)
+        for entry in entries:
+            self.hand[entry.number] = entry
+            self.held.discard(entry.number)
 
     @rule()
     def all_at_once(self) -> None:
@@ -148,6 +185,11 @@ class SpoolMachine(RuleBasedStateMachine):
         assert stopped
         self.unsure.clear()
         self.open()
+        assert self.held <= self.now_held()
+
+    def now_held(self) -> set[int]:
+        self.held = {entry.number for entry in self.result(self.store.find({"state": "held"}, 0, 1000))}
+        return self.held
 
     @rule()
     def crash(self) -> None:
@@ -165,6 +207,7 @@ class SpoolMachine(RuleBasedStateMachine):
         for key in self.unsure & there:
             self.promised[key] = "to do"
         self.unsure.clear()
+        self.now_held()
 
     @invariant()
     def in_hand(self) -> None:
@@ -190,6 +233,20 @@ class SpoolMachine(RuleBasedStateMachine):
         assert self.store.messages == len(everything)
         assert self.store.octets == sum(entry.message.size for entry in everything)
         assert self.store.oldest == min((entry.number for entry in everything), default=NONE)
+        assert self.store.birth == min(((entry.number, entry.born) for entry in everything), default=(0, inf))[1]
+        for words, matches in (
+            ({"destination": "site0"}, lambda entry: entry.site == b"site0"),
+            ({"destination": "site1,site2"}, lambda entry: entry.site in {b"site1", b"site2"}),
+            ({"state": "in-hand"}, lambda entry: entry.number in self.hand),
+            ({"state": "held"}, lambda entry: entry.number in self.held),
+            ({"state": "waiting"}, lambda entry: entry.number not in {*self.held, *self.hand}),
+            ({"state": "bouncing"}, lambda entry: bool(entry.bouncing)),
+        ):
+            meant = [entry for entry in everything if matches(entry)]
+            found = self.result(self.store.find(words, 0, 1000))
+            assert [entry.number for entry in found] == [entry.number for entry in meant], words
+            counted = (len(meant), sum(entry.message.size for entry in meant), None)
+            assert self.result(self.store.survey(words, 0)) == counted, words
 
 
 class MemoryMachine(SpoolMachine):

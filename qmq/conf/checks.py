@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -38,21 +38,31 @@ def sweep(conf: Conf) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def context(conf: Conf, clock: Any, files: Files, **live: Any) -> Context:
-    """What the checks of this configuration may use; *live* are reactor, resolver and mx, if they are to work."""
+def context(
+    conf: Conf, clock: Any, files: Files, now: Callable[[], Conf] | None = None, **live: Any
+) -> Context:  # fmt: skip
+    """
+    What the checks of this configuration may use; *live* are reactor, resolver and mx, if they are to work.
+
+    *now* gives the configuration of the moment: domains that come and go count for sessions that are open, too.
+    """
     folder = os.path.dirname(conf.path)
+    present = now or (lambda: conf)
 
     def owner(domain: bytes) -> Any:
-        return conf.instance_for(domain)
+        return present().instance_for(domain)
 
     def site(recipient: Address) -> bytes:
-        instance = conf.instance_for(recipient.domain)
+        instance = present().instance_for(recipient.domain)
         return b"" if instance is None else site_for(instance, recipient)
+
+    def says(domain: bytes) -> bool:
+        return present().says(domain)
 
     # What a client may send at most; its own limit, databytes of [primary] by default, is in its environment.
     most = max(conf.primary.databytes, conf.primary.databytes_most)
     return Context(
-        conf.accepts, most, clock, says=None if conf.primary.said_hosts is None else conf.says,
+        lambda domain: present().accepts(domain), most, clock, says=None if conf.primary.said_hosts is None else says,
         me=conf.general.me, folder=folder,
         control=conf.general.control or os.path.join(folder, "control"),
         spool=room(conf), files=files, owner=owner, site=site, **live,

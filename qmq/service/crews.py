@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from qmq.conf.model import Conf
@@ -16,6 +17,9 @@ from qmq.sockets import Listener
 from qmq.spool.lock import Lock
 
 Roles = tuple[str, ...]
+
+# Another process of qmq; behind it stand its options.
+COMMAND = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "qmq")
 
 _STORE = re.compile(r"primary(-[1-9][0-9]{0,3})?")
 

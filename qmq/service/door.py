@@ -7,7 +7,6 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 from twisted.logger import Logger
 
@@ -40,7 +39,10 @@ def open_door(house: House, intake: Intake, guard: Guard, tallies: Tallies, numb
     """The checks and the clients' settings, as the configuration is now; *numbers* are the connections'."""
     conf = house.conf
     files = Files(house.log.warning)
-    context = checks.context(conf, house.reactor, files, reactor=house.reactor, resolver=house.resolver, mx=house.mx)
+    context = checks.context(
+        conf, house.reactor, files, lambda: house.conf,
+        reactor=house.reactor, resolver=house.resolver, mx=house.mx,
+    )  # fmt: skip
     os.makedirs(context.spool, mode=0o700, exist_ok=True)
     look_in(context.folder)
     options = dict(conf.primary.checks)

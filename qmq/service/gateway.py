@@ -21,16 +21,15 @@ from qmq.admin.control import ControlFactory, Desk
 from qmq.conf.model import Conf
 from qmq.cord import CHILD
 from qmq.lifeline import Lifeline
-from qmq.notify import Notifier
+from qmq.notify import Notifier, listen_fds, matched
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
 from qmq.routing.states import States
 from qmq.service.common import House, open_house, say
-from qmq.service.crews import Roles, crew, crews, free_stores, listeners, takes_mail
+from qmq.service.crews import COMMAND, Roles, crew, crews, free_stores, listeners, takes_mail
 from qmq.service.handover import Hops
 from qmq.service.heirs import Heirs
 from qmq.service.instance import InstanceService
-from qmq.service.kept import store
 from qmq.service.primary import PrimaryService
 from qmq.service.reload import Reload
 from qmq.service.succession import Succession
@@ -94,13 +93,23 @@ class Gateway(MultiService):
         self.make_folders(conf)
         if not self.child:
             wanted = [*self.listeners(conf), self._control()]
-            self.sockets.activated(self._environ, wanted)
+            self._take_activated(wanted)
             self.sockets.open(wanted)
             for listener in wanted:
                 if listener.path:
                     own(reachable(listener.path), conf.general.user)
                     own(reachable(listener.path) + ".lock", conf.general.user)
         become(conf.general.user)
+
+    def _take_activated(self, wanted: Sequence[Listener]) -> None:
+        """What systemd has opened for us (socket activation)."""
+        words = {(listener.host, listener.port): listener.word for listener in wanted if not listener.path}
+        ours, others = matched(listen_fds(self._environ, os.getpid()), words)
+        for word, descriptor in ours.items():
+            self.sockets.take(word, descriptor)
+        for descriptor, what in others.items():
+            log.warn("a socket was passed to us that conf-qmq does not listen on: {what}", what=what)
+            os.close(descriptor)
 
     def make_folders(self, conf: Conf) -> None:
         """Those of the stores, and where the sockets are."""
@@ -124,7 +133,7 @@ class Gateway(MultiService):
             )  # fmt: skip
         super().startService()
         self._signals()
-        self.succession.turn().addCallback(lambda _: self.begin())
+        self.succession.turn().addCallback(lambda _: self.begin()).addErrback(self._trouble)
 
     @property
     def house(self) -> House:
@@ -231,7 +240,7 @@ class Gateway(MultiService):
 
     def start_workers(self) -> None:
         """Those of `crews`."""
-        command = ["-n", "--pidfile=", "qmq", "--conf", self.conf.path]
+        command = [*COMMAND, "--conf", self.conf.path]
         self.workers = Workers(
             self.reactor, self.sockets, command, told=self._heard, away=self._away,
             all_ready=self._ready, stop_seconds=self.conf.general.stop,
@@ -250,12 +259,24 @@ class Gateway(MultiService):
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         if self.child:
-            self.sockets.open([self._control()])
-        self.serve_commands()
-        if self.child:
             self.lifeline.setServiceParent(self)
-        elif not self.crews:
-            self._ready()
+            self._open_control(50)
+        else:
+            self.serve_commands()
+            if not self.crews:
+                self._ready()
+
+    def _open_control(self, tries: int) -> None:
+        """A worker's: the one before it, which has just closed its stores, may not have ended yet."""
+        try:
+            self.sockets.open([self._control()], patience=0)
+        except CannotListen as error:
+            if tries:
+                self.reactor.callLater(0.2, self._open_control, tries - 1)
+            else:
+                log.error("{error}", error=error)  # noqa: TRY400 - its text says all
+            return
+        self.serve_commands()
 
     def serve_commands(self, word: str = "control") -> None:
         """At that socket."""
@@ -264,7 +285,7 @@ class Gateway(MultiService):
 
     def _doings(self) -> dict[str, Callable[..., Awaitable[None] | None]]:
         """What only a main process can be asked."""
-        if self.child:
+        if self.child or self.succession.leaving:
             return {}
         return {"reload": self.reloading.reload, "diff": self.reloading.diff, "restart": self.succession.restart}
 
@@ -361,7 +382,7 @@ class Gateway(MultiService):
 
     def _status(self) -> str:
         """One line for systemctl status."""
-        names = [name for name in (*self.instances, *self.known)]
+        names = [*self.instances, *self.known]
         queued = sum(self.queued(name) for name in names)
         sessions = f"{self.primary.about()['sessions']} sessions, " if self.primary is not None else ""
         away = [name for name, state in self.known.items() if state.get("away")]

@@ -90,6 +90,7 @@ class InstanceService(MultiService):
         self._served: dict[str, tuple[Any, QMTPFactory | SMTPFactory]] = {}  # by word: the port, who serves it
         self.spool = spool(house, instance.spool, instance.reserve, instance.reserve_inodes, instance.limit_disk)
         self._drafts = Drafts(os.path.join(instance.spool, "drafts"), house.conf.primary.inline)
+        self._bouncer: Bouncer
         self._bounce_hops = hops(lambda: self._bouncer.low)
         self._move_hops = hops(lambda: self.spool.oldest)
         self._bouncer = self._make_bouncer(instance)
@@ -160,7 +161,8 @@ class InstanceService(MultiService):
 
     def _dialler(self, instance: Instance) -> MoveDialler:
         return MoveDialler(
-            dialler(self._house, instance), self._move_hops.get, lambda message: self.queue.entry(message),
+            dialler(self._house, instance), self._move_hops.get,
+            lambda message: self.queue.entry(message),  # noqa: PLW0108 - the queue is made after this
             lambda: self.spool.tag,
         )  # fmt: skip
 

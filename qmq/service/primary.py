@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -118,7 +118,7 @@ class PrimaryService(MultiService):
         self._listen(open_door(self._house, self.intake, self._guard, self._tallies, self._numbers))
 
     def reconfigure(self) -> Deferred[Any]:
-        """New sessions go by the new configuration, open ones by the one they began with; fires when ports are closed."""
+        """New sessions go by the new configuration, open ones by theirs; fires when ports that went are closed."""
         self.intake.configure(**_bounds(self._house.conf))
         self.kept.reconfigure()
         gone = [listen for listen in self._ports if listen not in self._house.conf.primary.listen]

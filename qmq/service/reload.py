@@ -99,7 +99,7 @@ class Reload:
         fresh = [listener for listener in gateway.listeners(conf) if listener.word not in gateway.sockets]
         try:
             gateway.make_folders(conf)
-            gateway.sockets.open(fresh)
+            gateway.sockets.open(fresh, patience=0)
         except (CannotListen, OSError) as error:
             for listener in fresh:
                 if listener.word in gateway.sockets:

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from qmq.admin.words import Say
 from qmq.cord import Cord
-from qmq.service.crews import takes_mail
+from qmq.service.crews import COMMAND, takes_mail
 from qmq.sockets import Listener
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ class Succession:
         gateway = self._gateway
         ours, theirs = socket.socketpair()
         sockets, environ = gateway.sockets.hand_down(_CORD + 1)
-        command = [
-            sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "qmq",
-            "--conf", gateway.conf.path, *(["--only", ",".join(gateway.only)] if gateway.only else []),
-        ]  # fmt: skip
+        command = [*COMMAND, "--conf", gateway.conf.path, *(["--only", ",".join(gateway.only)] if gateway.only else [])]
         environ = {**os.environ, **gateway.notifier.heirloom, **environ, SUCCEEDS: str(_CORD), STAND_IN: "1"}
         successor = _Successor(gateway.reactor, ours)
         descriptors = {0: 0, 1: 1, 2: 2, _CORD: theirs.fileno(), **sockets}
@@ -146,15 +143,10 @@ class Succession:
         return successor
 
     def _hand_over(self) -> None:
-        """Accept nothing more; what comes waits in the kernel. Commands to the new process, but those about us."""
+        """Accept nothing more, clients nor commands: what comes waits in the kernel."""
         gateway = self._gateway
         self.leaving = True
         gateway.control.stopListening()
-        gateway.sockets.disown()
-        name = f"{gateway.process}-{os.getpid()}"
-        path = os.path.join(gateway.conf.general.spool, "run", f"{name}.control")
-        gateway.sockets.open([Listener("leaving", path=path)])
-        gateway.serve_commands("leaving")
         self._over = [] if gateway.primary is None else [gateway.primary.leave()]
 
     async def _let_go(self) -> None:
@@ -174,7 +166,9 @@ class Succession:
         if gateway.workers is not None:
             apart = [name for name in gateway.crews if takes_mail(name)]
             for name in apart:
-                self._over.append(gateway.workers.leave(name))
+                # It ends with its own last session, and that is no failure.
+                gateway.workers.order(name, {"do": "leave"}).addErrback(lambda _: None)
+                gateway.workers.expect(name)
             ending += [gateway.workers.remove(name) for name in gateway.crews if name not in apart]
         await gatherResults(ending, consumeErrors=True)
 
@@ -183,7 +177,6 @@ class Succession:
         gateway = self._gateway
         log.error("the new process ended before it was ready; this one goes on")
         self.leaving = False
-        gateway.sockets.own_again()
         gateway.serve_commands()
         if gateway.primary is not None:
             gateway.primary.come_back()
@@ -194,8 +187,12 @@ class Succession:
             self._gateway.reactor.callLater(0.1, self._tell_supervisor, pid)
 
     def _finish(self) -> None:
-        """With the last session this process ends."""
+        """With the last session this process ends; until then it can be asked, under a name of its own."""
         gateway = self._gateway
+        gateway.sockets.disown()
+        name = f"{gateway.process}-{os.getpid()}.control"
+        gateway.sockets.open([Listener("leaving", path=os.path.join(gateway.conf.general.spool, "run", name))])
+        gateway.serve_commands("leaving")
 
         def over(_: Any) -> None:
             if not (gateway.notifier.heirloom or self._stands_in):
@@ -262,5 +259,5 @@ class _Successor(ProcessProtocol):
 
 
 def _stand_in() -> None:
-    """This process becomes one that only waits for the new one, and passes signals on."""
+    """Become a process that only waits for the new one, and passes signals on."""
     os.execv(sys.executable, [sys.executable, "-m", "qmq.stand_in"])  # noqa: S606 - that is what is wanted

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -24,6 +24,7 @@ from qmq.mail import Seconds
 _STATUS: Seconds = 10.0
 # SD_LISTEN_FDS_START
 _FIRST = 3
+_LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 log = Logger()
 
@@ -142,12 +143,29 @@ def listen_fds(environ: MutableMapping[str, str], pid: int, first: int = _FIRST)
     The listening sockets that were opened for process *pid*: descriptors and their names in the unit, in its order.
 
     From here on they are close-on-exec and do not block. None, if the variables
-    are another process's, or make no sense.
+    are another process's, or make no sense. To be asked once in a process's life.
     """
-    whose, number = environ.pop("LISTEN_PID", ""), _number(environ.pop("LISTEN_FDS", ""))
-    names = environ.pop("LISTEN_FDNAMES", "").split(":")
-    if whose != str(pid):
+    given = _first_environment() | {name: value for name in _LISTEN if (value := environ.pop(name, ""))}
+    whose, number, names = (given.get(name, "") for name in _LISTEN)
+    return _passed(_number(number), names.split(":"), first) if whose == str(pid) else {}
+
+
+def _first_environment() -> dict[str, str]:
+    """
+    The variables with which this process was begun.
+
+    twisted.internet.endpoints takes LISTEN_PID and LISTEN_FDS away when it is
+    imported, by which time nobody has asked us yet.
+    """
+    try:
+        with open("/proc/self/environ", encoding="utf-8", errors="replace") as begun:
+            pairs = (item.partition("=") for item in begun.read().split("\0"))
+            return {name: value for name, _, value in pairs if name in _LISTEN}
+    except OSError:
         return {}
+
+
+def _passed(number: int, names: Sequence[str], first: int) -> dict[int, str]:
     found: dict[int, str] = {}
     for n in range(number):
         try:

@@ -1,10 +1,17 @@
 """contrib/ and Dockerfile, tried as far as it goes without systemd and without an engine."""
 
+import contextlib
 import functools
+import os
 import re
+import shutil
+import signal
+import socket
 import ssl
 import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -88,6 +95,101 @@ def traced():
         sink.close()
     assert sink.messages[0][2].count(b"with ESMTPS") == 2
     return trace.read_text(errors="replace").splitlines()
+
+
+class Supervisor:
+    """The socket that NOTIFY_SOCKET names; what was said to it, each with the process that said it."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="qmq-test-"))
+        self.path = str(self.folder / "notify")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.socket.bind(self.path)
+        self.said = []
+        self.seen = 0
+        # All the time, as systemd does: few datagrams find room.
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        while True:
+            text, ancillary, *_ = self.socket.recvmsg(4096, 64)
+            if text == b"end":
+                return
+            self.said.append((int.from_bytes(ancillary[0][2][:4], sys.byteorder), text.decode()))
+
+    def hear(self, pattern):
+        """Wait until this is said, after what was heard before; the process that said it, and the match."""
+
+        def said():
+            for n, (pid, text) in enumerate(self.said[self.seen :], self.seen + 1):
+                if match := re.search(pattern, text):
+                    self.seen = n
+                    return pid, match
+            return None
+
+        return until(said)
+
+    def close(self):
+        """End."""
+        self.socket.connect(self.path)
+        self.socket.send(b"end")
+        self.reader.join()
+        self.socket.close()
+        shutil.rmtree(self.folder)
+
+
+@pytest.mark.slow
+class SupervisorTests(SynchronousTestCase):
+    def setUp(self):
+        needs("systemd-socket-activate")
+        self.supervisor = Supervisor()
+        self.addCleanup(self.supervisor.close)
+        self.gateway = Gateway({"a.test": "smtp:127.0.0.1:9"})
+        self.addCleanup(self.gateway.clear)
+
+    def test_life(self):
+        """Ready, watchdog, reload, a restart by hand-over and the end are told by the process that is the main one then."""
+        self.gateway.environ = {"NOTIFY_SOCKET": self.supervisor.path, "WATCHDOG_USEC": "1000000"}
+        hear = self.supervisor.hear
+
+        self.gateway.start()
+        first = self.gateway.process.pid
+        for pattern in ("^READY=1$", "^STATUS=.* 0 messages in 2 queues", "^WATCHDOG=1$", "^WATCHDOG=1$"):
+            self.assertEqual(hear(pattern)[0], first)
+        self.gateway.command("reload")
+        for pattern in (r"^RELOADING=1\nMONOTONIC_USEC=\d+$", "^READY=1$"):
+            self.assertEqual(hear(pattern)[0], first)
+
+        self.gateway.command("restart")
+        self.assertEqual(self.gateway.process.wait(30), 0)
+        teller, match = hear(r"^MAINPID=(\d+)\nREADY=1\nWATCHDOG=1$")
+        second = int(match[1])
+        self.addCleanup(until, lambda: not Path(f"/proc/{second}").exists())
+        self.assertEqual(teller, first)
+        self.assertEqual(hear("^WATCHDOG=1$")[0], second)
+        os.kill(second, signal.SIGTERM)
+        self.assertEqual(hear("^STOPPING=1$")[0], second)
+        self.assertEqual({pid for pid, _ in self.supervisor.said}, {first, second})
+
+    def test_socket_activation(self):
+        """A client that came to systemd's socket before there was a gateway is served by the one that it starts."""
+        activate = ["systemd-socket-activate", f"--listen=127.0.0.1:{self.gateway.port}", "--fdname=smtp"]
+        kept = [f"--setenv={name}" for name in ("PYTHONPATH", "PATH") if name in os.environ]
+        with mock.patch("tests.real.gateway.TWISTD", [*activate, *kept, *TWISTD]):
+            clients = []
+            early = threading.Thread(target=lambda: clients.append(until(self.come)))
+            early.start()
+            self.gateway.start()
+        early.join()
+
+        self.assertTrue(clients[0].mail("bob@a.test").startswith(b"250"))
+        self.assertNotIn("conf-qmq does not listen on", self.gateway.text())
+
+    def come(self):
+        with contextlib.suppress(ConnectionRefusedError):
+            return self.gateway.client()
 
 
 @pytest.mark.slow

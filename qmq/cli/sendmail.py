@@ -79,6 +79,9 @@ def sendmail(arguments: tuple[str, ...]) -> None:
     except NotSent as error:
         click.echo(f"sendmail: {error}", err=True)
         sys.exit(error.code)
+    except OSError as error:  # standard input or output is gone
+        click.echo(f"sendmail: {error.strerror or error}", err=True)
+        sys.exit(os.EX_IOERR)
 
 
 def _run(call: Call) -> None:
@@ -143,6 +146,8 @@ def _deliver(call: Call, site: _Site) -> None:
     user, name = _account()
     sender = qualified(user.encode() if call.sender is None else call.sender, site.me)
     recipients = _arguments(call)
+    if sys.stdin is None:  # closed by whoever called
+        raise NotSent(os.EX_NOINPUT, "standard input is closed: there is no message")
     source = sys.stdin.buffer
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as text:
         try:

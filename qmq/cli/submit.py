@@ -87,7 +87,10 @@ def converse(place: Place) -> None:
 
     The end of the input is a QUIT: to close our side would be to hang up
     before the last answer. Within a message it is text, and nothing is sent.
+    Raises OSError if input or output is closed.
     """
+    for standard in (0, 1):
+        os.fstat(standard)  # closed ones would be our connection's number
     with connected(place) as primary, selectors.DefaultSelector() as ready:
         primary.settimeout(None)
         ready.register(primary, selectors.EVENT_READ)

@@ -121,6 +121,18 @@ class SendmailTests(SynchronousTestCase):
         self.assertIn("--conf", self.sendmail("u@alpha.example", code=78))
 
     @pytest.mark.limit(60)
+    def test_no_input(self):
+        """Called with standard input closed it says so; with nothing on it, it sends an empty message."""
+        closed = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *QMQ, "sendmail", "--conf", self.conf]
+        for words, code in ((["u@alpha.example"], 66), (["-bs"], 74)):
+            done = subprocess.run([*closed, *words], capture_output=True, timeout=60, text=True)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertEqual(done.stderr.count("\n"), 1)
+
+        self.sendmail("u@alpha.example", text=b"")
+        self.assertTrue(self.message()[2].startswith(b"Message-Id: "))
+
+    @pytest.mark.limit(60)
     def test_smtp(self):
         """-bs speaks SMTP on standard input and output, as mailing libraries want it."""
         dialogue = (

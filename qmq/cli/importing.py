@@ -95,7 +95,10 @@ def import_(
 def _way(conf: str, queue: str) -> str:
     """The unix socket of that queue's instance."""
     settings = load(conf, rules=False)
-    known = [one for one in settings.instances if not (one.handover.host or one.retired)]
+    known = [
+        one for one in settings.instances
+        if one.handover.protocol == "qmtp" and not (one.handover.host or one.retired)
+    ]  # fmt: skip
     if queue not in {one.name for one in known}:
         names = ", ".join(sorted(one.name for one in known))
         raise click.UsageError(f"there is no queue {queue} here to import into; there are {names}")

@@ -118,7 +118,10 @@ class Hand:
 
     def _done(self, message: Message, replies: Sequence[Reply]) -> None:
         """What became of an entry at its destination."""
-        entry, started = self._at.pop(id(message))
+        found = self._at.pop(id(message), None)
+        if found is None:
+            return  # let go, and answered after all
+        entry, started = found
         if replies[0] is UNTRIED or (self.stopping and _nobodys_word(replies)):
             self._give_back(entry)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,6 +34,8 @@ __all__ = ["Acted", "Queue", "Terms"]
 
 # Sites of domains remembered.
 _SITES = 10000
+# A spool that cannot be opened is tried again after this.
+_AGAIN: Seconds = 10
 
 log = Logger()
 
@@ -97,6 +99,7 @@ class Queue(MultiService):
         self._open = False  # takes and delivers
         self._quiet: Deferred[None] | None = None  # stopping: fires when nothing is under way
         self._opened: bool | Failure = False
+        self._again: IDelayedCall | None = None  # the next attempt to open the spool
         self._watchers: list[Deferred[None]] = []
         self._hand = hand = Hand(
             spool, destinations, terms, self._ledger, clock, wall, self._warn, self._check_quiet,
@@ -298,14 +301,23 @@ class Queue(MultiService):
     def startService(self) -> None:
         """Open the spool, then go on where the last process left off."""
         super().startService()
-        maybeDeferred(self.spool.start).addCallbacks(self._begin, self._not_begun)
+        self._start_spool()
 
     def started(self) -> Deferred[None]:
-        """Fires when the spool is open, fails as its start does."""
+        """
+        Fires when the spool is open, fails as its start does.
+
+        A start that failed is tried again every 10 s, and may be waited for anew.
+        """
         self._watchers.append(watcher := Deferred[None]())
-        if self._opened:
+        if self._opened is True:
             self._tell_watchers()
         return watcher
+
+    def _start_spool(self) -> None:
+        self._again = None
+        if self._quiet is None and self._opened is not True:
+            maybeDeferred(self.spool.start).addCallbacks(self._begin, self._not_begun)
 
     def _begin(self, _: object) -> None:
         marks = self._marks.read()
@@ -320,6 +332,8 @@ class Queue(MultiService):
     def _not_begun(self, failure: Failure) -> None:
         self._opened = failure
         self._warn(f"start: {failure.getErrorMessage()}")
+        if self._quiet is None:
+            self._again = self._clock.callLater(_AGAIN, self._start_spool)
         self._tell_watchers()
 
     def _tell_watchers(self) -> None:
@@ -333,6 +347,8 @@ class Queue(MultiService):
         hand = self._hand
         hand.stopping = hand.telling.stopping = True
         hand.claims.halt()
+        if self._again is not None and self._again.active():
+            self._again.cancel()
         ended = self.destinations.stop(self._stop_seconds) if opened else succeed(None)
         late = self._clock.callLater(self._stop_seconds + 2, self._give_up)
         self._check_quiet()

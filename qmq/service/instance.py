@@ -8,6 +8,8 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from qmq.bounce.bouncer import Bouncer
 from qmq.commands import Commands
@@ -37,6 +39,8 @@ from qmq.service.trust import HandOverOnly
 from qmq.sockets import Listener, Sockets
 from qmq.spool.store import Store
 from qmq.tls import client_options, session_text
+
+log = Logger()
 
 # Packages of one connection that wait for the store together.
 _WINDOW = 64
@@ -99,9 +103,14 @@ class InstanceService(MultiService):
         self.hop = self._make_hop(instance)
 
     def startService(self) -> None:
-        """Open the store, then listen."""
+        """
+        Open the store, then listen.
+
+        One that cannot be opened is this queue's trouble alone: it takes no
+        mail, says why, and is tried again until it can.
+        """
         super().startService()
-        self.queue.started().addCallback(self._open).chainDeferred(self.started)
+        self._wait()
 
     def stopService(self) -> Deferred[Any]:
         """Take nothing more, then let the queue finish."""
@@ -148,7 +157,8 @@ class InstanceService(MultiService):
         )  # fmt: skip
         return Queue(
             instance.name, self.spool, destinations, self._site_of, _terms(instance), self._bouncer,
-            house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop, marks=Marks(instance.spool),
+            house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop,
+            marks=Marks(instance.spool, house.writers.run),
         )  # fmt: skip
 
     def _make_hop(self, instance: Instance) -> Any:
@@ -179,15 +189,33 @@ class InstanceService(MultiService):
     def _retire(self, instance: Instance) -> None:
         """What an instance that is no more still holds goes to the one that takes its place."""
         if instance.role == "retired":
+            self.queue.resume()
             to = instance.deliver.removeprefix(QUEUE).decode()
             self.queue.act("move", {}, lambda _: None, to=to).addErrback(
                 lambda failure: self._house.log.warning(f"{self._name}: {failure.getErrorMessage()}")
             )
 
+    def _wait(self) -> None:
+        self.queue.started().addCallbacks(self._open, self._not_open).addErrback(self._broke)
+
+    def _not_open(self, _: Any) -> None:
+        """The queue has told why, and tries again."""
+        self._up()
+        self._wait()
+
+    def _broke(self, failure: Failure) -> None:
+        log.failure("{name} could not begin to listen", failure, name=self._name)
+        self._up()
+
+    def _up(self) -> None:
+        if not self.started.called:
+            self.started.callback(None)
+
     def _open(self, _: Any) -> None:
         self._drafts.clear()
         self._listen()
         self._retire(self._conf.instance(self._name))
+        self._up()
 
     def _close(self, words: list[str]) -> Deferred[Any]:
         """Take no more there; sessions that await an answer end when they have it."""

@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from qmq.bounce.bouncer import Bouncer
 from qmq.conf.model import Conf
 from qmq.deliver.destinations import Destinations
-from qmq.mail import Address, Message, Reply
+from qmq.mail import Address, Entry, Message, Reply
+from qmq.queue.marks import Marks
 from qmq.queue.runner import Queue
 from qmq.queue.schedule import parse_schedule
 from qmq.queue.terms import Terms
@@ -23,6 +24,7 @@ from qmq.routing.tokens import OpenTokens
 from qmq.service.common import House, spool
 from qmq.service.handover import Hops
 from qmq.service.instance import InstanceService, bouncer
+from qmq.spool.sqlite import INODES
 
 
 def store(conf: Conf, name: str) -> str:
@@ -48,7 +50,8 @@ class KeptService(MultiService):
         self._house = house
         self._waiting = waiting
         self._states = states
-        self.spool = spool(house, store(house.conf, name), house.conf.primary.reserve)
+        folder = store(house.conf, name)
+        self.spool = spool(house, folder, house.conf.primary.reserve)
         self.tokens = OpenTokens(self.spool.next_token, lambda: self.spool.lowest)
         self.hops = Hops(house, here, self.tokens.lowest)
         self._bounce_hops = Hops(house, here, lambda: self._bouncer.low)
@@ -56,7 +59,9 @@ class KeptService(MultiService):
         self.queue = Queue(
             name, self.spool, self._destinations(), self._site_of, _terms(house.conf), self._bouncer,
             house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop,
+            marks=Marks(folder, house.writers.run), movable=False,
         )  # fmt: skip
+        self.queue.given_up = self._given_up
         self.queue.setServiceParent(self)
 
     def startService(self) -> None:
@@ -73,6 +78,9 @@ class KeptService(MultiService):
 
     def reconfigure(self) -> None:
         """Instances may have come and gone, or moved to another host."""
+        conf = self._house.conf
+        self.spool.bound(conf.primary.reserve, INODES, None)
+        self.queue.destinations.reconfigure(_slots(conf), 16)
         self.hops.refresh()
         self._bounce_hops.refresh()
         self._bouncer = self._make_bouncer()
@@ -94,11 +102,17 @@ class KeptService(MultiService):
             self.queue.destinations.awaken()
             self.queue.due_now({"site": name}).addErrback(lambda _: None)  # then its schedule brings it
 
+    def _given_up(self, entry: Entry) -> None:
+        """It expired, or an operator had it deleted or returned: it is not kept for anybody any more."""
+        waiting = self._waiting.get(entry.site.decode())
+        if waiting is not None:
+            waiting.remove(entry.message.envelope.token.id)
+
     def _destinations(self) -> Destinations:
         house = self._house
         dialler = HandOverDialler(self.hops, self._waiting, self._states.away)
         return Destinations(
-            dialler, house.reactor, concurrency=max(120, 4 * len(house.conf.instances)),
+            dialler, house.reactor, concurrency=_slots(house.conf),
             slots=8, slots_max=16, back_off=(0.5, 5),
         )  # fmt: skip
 
@@ -132,6 +146,11 @@ class KeptService(MultiService):
             if len(entries) < 1000:
                 return
             after = entries[-1].number
+
+
+def _slots(conf: Conf) -> int:
+    """Hand-overs at once: some for every instance."""
+    return max(120, 4 * len(conf.instances))
 
 
 def _terms(conf: Conf) -> Terms:

@@ -15,6 +15,7 @@ from tests.queue.fakes import (
     NEVER,
     OK,
     UNREACHABLE,
+    FakeBouncer,
     message,
 )
 from tests.queue.house import House, terms
@@ -133,6 +134,49 @@ class IntakeTests(SynchronousTestCase):
         replies = [self.successResultOf(house.send()[0])[0] for house in (by_number, by_size)]
 
         self.assertEqual([(r.code, r.status) for r in replies], [(452, "4.3.1")] * 2)
+
+    def test_full_by_age(self) -> None:
+        """Past its limit of age a queue is full, held messages count too, until the oldest is gone."""
+        house = House(limit_age=3600)
+        house.send()
+        house.work(LATER)
+        house.queue.act("hold", {}, lambda _: None)
+        house.wait(3600)
+        in_time = house.queue.full
+        house.wait(10)
+        late = house.queue.full, self.successResultOf(house.send()[0])[0].code
+
+        house.queue.act("delete", {}, lambda _: None)
+
+        self.assertEqual((in_time, late, house.queue.full), ("", ("limit-age", 452), ""))
+
+    def test_full_says_why(self) -> None:
+        """Whoever asks why nothing is taken hears which limit it is, or what the store says of its disk."""
+        house = House(limit_messages=2, limit_octets=100)
+        house.spool.full = "limit-disk"
+        disk = house.queue.full
+        house.send()
+        kept = len(house.spool.entries)
+        house.spool.full = ""
+        house.spool.octets = 100
+        octets = house.queue.full
+        house.send(number=2)
+        house.spool.octets = 0
+        house.send(number=3)
+
+        self.assertEqual((disk, kept, octets), ("limit-disk", 0, "limit-bytes"))
+        self.assertEqual(house.queue.full, "limit-messages")
+        self.assertEqual(house.queue.status()["full"], "limit-messages")
+
+    def test_sites_given(self) -> None:
+        """Who knows better than the configuration where a recipient's mail goes says so."""
+        house = House()
+
+        taken = house.queue.take(message("a@a.example", "b@b.example"), [b"one", b"two"], 0)
+
+        self.assertEqual([reply.code for reply in self.successResultOf(taken)], [250, 250])
+        self.assertEqual(house.dialler.dialled, [b"one", b"two"])
+        self.assertEqual(house.asked, [])
 
     def test_draft(self) -> None:
         """A long message is delivered from the spool's own copy: the draft goes when we have answered."""
@@ -541,6 +585,16 @@ class OrderTests(SynchronousTestCase):
         house.destinations.reconfigure(concurrency, 20)
         house.queue.reconfigure(house.site_of, terms(limit_messages=limit_messages), house.bouncer)
 
+    def test_new_bouncer(self) -> None:
+        """A reload may bring another bouncer: the next bounce goes to that."""
+        house, other = House(), FakeBouncer()
+        house.queue.reconfigure(house.site_of, terms(), other)
+        house.send()
+
+        house.work(NEVER)
+
+        self.assertEqual((len(house.bouncer.bounced), len(other.bounced)), (0, 1))
+
     def test_due_now(self) -> None:
         """An operator has everything tried at once, dead sites too."""
         house = House()
@@ -624,6 +678,20 @@ class ServiceTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual([e.attempts for e in house.spool.entries.values()], [0, 0])
         self.assertEqual(len(house.spool.due()), 2)
+
+    def test_answered_too_late(self) -> None:
+        """An answer that comes when nothing is waited for any more changes nothing."""
+        house = House()
+        house.send()
+        connection = house.dialler.busy()[0]
+        connection.abort = lambda: None  # type: ignore[method-assign]
+        stopped = house.queue.stopService()
+        house.wait(13, step=1)
+
+        connection.answer(OK)
+
+        self.successResultOf(stopped)
+        self.assertEqual((house.delivered(), len(house.spool.due())), (0, 1))
 
     def test_stop_with_keeps(self) -> None:
         """A message whose sync is under way is answered, and waits for the next start."""

@@ -137,12 +137,13 @@ def bounce(asker: Asker, chosen: Selection, everything: bool, yes: bool, reason:
 @_asking
 def move(asker: Asker, chosen: Selection, everything: bool, yes: bool, to: str) -> None:
     """
-    Hand messages over to another queue, which delivers them in its own way.
+    Hand messages over to another queue, so that they wait among its mail.
 
-    As postsuper -r after a change of the transport in Postfix. Each message is
-    in one of the queues at any moment, and delivered once, even if a process
-    dies. It keeps its age, and gets an id of the other queue. Without --yes a
-    dry run.
+    As postsuper -r after a change of the transport in Postfix. They go to the
+    host of their domain as before, unless the other queue has a route for it.
+    Each is in one of the queues at any moment, and delivered once, even if a
+    process dies. It keeps its age, and gets an id of the other queue. Without
+    --yes a dry run.
 
     \b
       qmq move --queue customer1 --older 1h --to storm --yes

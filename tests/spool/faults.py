@@ -8,15 +8,17 @@ import apsw
 
 
 class FaultyVFS(apsw.VFS):
-    """*sync*: each fsync fails; *full*: each write finds the disk full. *syncs* counts those done."""
+    """*sync*: each fsync fails; *full*: each write finds the disk full; *read_only*: nothing can be changed. *syncs* counts those done."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.sync = self.full = self.write = False
+        self.sync = self.full = self.write = self.read_only = False
         self.syncs = 0
         super().__init__(name, "")
 
     def xOpen(self, name: Any, flags: list[int]) -> Any:
+        if self.read_only and not flags[0] & apsw.SQLITE_OPEN_READONLY:
+            raise apsw.CantOpenError("open: EROFS")
         return FaultyFile(self, name, flags)
 
 
@@ -31,7 +33,14 @@ class FaultyFile(apsw.VFSFile):
         self.vfs.syncs += 1
         super().xSync(flags)
 
+    def xTruncate(self, size: int) -> None:
+        if self.vfs.read_only:
+            raise apsw.ReadOnlyError("truncate: EROFS")
+        super().xTruncate(size)
+
     def xWrite(self, data: bytes, offset: int) -> None:
+        if self.vfs.read_only:
+            raise apsw.ReadOnlyError("write: EROFS")
         if self.vfs.full:
             raise apsw.FullError("write: ENOSPC")
         if self.vfs.write:

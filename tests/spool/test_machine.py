@@ -18,7 +18,7 @@ from qmq.spool.memory import Memory, MemorySpool
 from qmq.spool.sqlite import SQLiteSpool
 from qmq.spool.table import NONE
 from qmq.spool.writer import Writers
-from tests.spool.conformance import without
+from tests.spool.house import without
 
 PEOPLE = [Address(bytes([65 + i]), b"site%d" % (i % 3)) for i in range(6)]
 LATER = Reply(451, "4.4.1", "later")

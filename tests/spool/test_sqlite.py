@@ -11,12 +11,14 @@ import apsw
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import FileBody, MemoryBody, Token
-from qmq.spool import bodies, schema
+from qmq.mail import HELD, FileBody, MemoryBody, Token
+from qmq.spool import bodies, schema, search
+from qmq.spool.query import parse
 from qmq.spool.sqlite import SQLiteSpool
 from qmq.spool.store import Store
-from tests.spool.conformance import ANN, BOB, COM, CYD, ORG, TEXT, SpoolConformance, message, without
+from tests.spool.conformance import SpoolConformance
 from tests.spool.faults import FaultyVFS
+from tests.spool.house import ANN, BOB, COM, CYD, ORG, TEXT, message, without
 
 
 class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
@@ -249,6 +251,214 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         store = self.opened(inodes=1 << 62)
 
         self.failureResultOf(store.keep(message(store.next_token(), ANN), [ORG], 0), SpoolTrouble)
+
+    def test_bounds_told(self) -> None:
+        """Which bound is reached is told; what is there goes out all the same, and then mail is taken again."""
+        store = self.opened(inline=100, share=200_000)
+        (entry,) = self.kept(store, ANN, body=MemoryBody(b"x" * 150_000))
+        self.assertEqual(store.full, "")
+        bounds = self.store._table._bounds
+
+        for name, bound, word in (("reserve", 1 << 62, "reserve"), ("inodes", 1 << 62, "inodes"), ("share", 1.0, "")):
+            before = getattr(bounds, name)
+            setattr(bounds, name, bound)
+            self.clock.advance(1)
+            self.clock.advance(bool(store.full))
+            self.assertIn(word, store.full)
+            self.assertEqual(bool(store.full), bool(word))
+            setattr(bounds, name, before)
+            self.clock.advance(1)
+            self.clock.advance(bool(store.full))
+        (second,) = self.kept(store, BOB, body=MemoryBody(b"x" * 60_000))
+        refused = store.keep(message(store.next_token(), CYD), [COM], 0)
+        self.clock.advance(0)
+
+        self.assertIn("its share of the disk is 195K", self.failureResultOf(refused, SpoolTrouble).getErrorMessage())
+        self.assertIn("share", store.full)
+        self.assertFalse(store.free())
+        self.settled(store, without(entry, ANN))
+        self.clock.advance(1)
+        store.free()
+        self.clock.advance(0)
+        self.assertEqual(store.full, "")
+        self.assertEqual(len(self.kept(store, CYD)), 1)
+        self.assertEqual(second.message.body.size, 60_000)
+
+    def test_share_of_database(self) -> None:
+        """What lies in the database counts; pages that are free again do not, nor does it matter who looks when."""
+        store = self.opened(share=300_000)
+        entries = [self.kept(store, ANN, body=MemoryBody(b"x" * 100_000))[0] for _ in range(3)]
+        self.assertIn("share", self.again(store, share=300_000).full)
+        store = self.store
+        self.clock.pump([61, 61])
+        self.assertIn("share", store.full)
+
+        self.settled(store, *(without(entry, ANN) for entry in self.claimed(store)))
+        self.clock.advance(1)
+        store.free()
+        self.clock.advance(0)
+
+        self.assertEqual(store.full, "")
+        self.assertEqual(len(entries), 3)
+
+    def test_pieces(self) -> None:
+        """However small the pieces are in which it is looked through, each entry is found, counted and taken once."""
+        for name, small in (("PIECE", 3), ("SITES", 2), ("PATIENCE", 0.0), ("MANY", 2)):
+            self.patch(search, name, small)
+        store = self.opened()
+        sites = [b"mx:a.example", b"smtp:b.example:25", b"smtp:b.example:26", b"mx:c.example", b"smtp:b.example:27"]
+        for i in range(25):
+            self.waiting(store, HELD if i % 7 == 0 else self.wall() + 100 + i, sites[i % 5])
+        self.claimed(store, 4, now=self.wall() + 200)
+        for i in range(10):
+            self.now(store.keep(message(store.next_token(), ANN), [sites[i % 5]], 0))
+
+        for words in (
+            {}, {"site": "mx:a.example"}, {"destination": "b.example"}, {"destination": "a.example,c.example"},
+            {"state": "in-hand"}, {"state": "held"}, {"state": "waiting", "destination": "b.example"},
+            {"sender": "sender@example.net"}, {"destination": "b.example", "recipient": "ann@example.org"},
+        ):  # fmt: skip
+            everything = self.now(store.find({}, 0, 99))
+            matches = parse(words, self.wall()).matches
+            meant = [entry.number for entry in everything if matches(entry)]
+            self.assertEqual(self.numbers(store, **words), meant, words)
+            pages, after = [], 0
+            while page := self.numbers(store, after, 2, **words):
+                pages, after = [*pages, *page], page[-1]
+            self.assertEqual(pages, meant, words)
+            self.assertEqual(self.surveyed(store, **words)[0], len(meant), words)
+        waiting = self.surveyed(store, destination="b.example", state="waiting")[0]
+        self.assertEqual(self.now(store.due_now({"destination": "b.example"})), waiting)
+        self.assertEqual(self.now(store.due_now({"destination": "b.example"})), 0)
+        free = self.surveyed(store)[0] - self.surveyed(store, state="in-hand")[0]
+        taken = [entry.number for entry in self.seized(store, limit=2)]
+        self.assertEqual((len(taken), taken), (free, sorted(set(taken))))
+        self.assertEqual(self.claimed(store, now=self.wall() + 999), [])
+
+    def test_first_format(self) -> None:
+        """A database of the first format is made one of this, with all that is in it."""
+        os.makedirs(self.path)
+        with open(os.path.join(os.path.dirname(__file__), "format1.sql"), encoding="ascii") as file:
+            connection = self.database()
+            list(connection.execute(file.read()))
+            connection.close()
+
+        store = self.opened()
+
+        self.assertEqual((store.tag, store.messages), (b"abc234", 3))
+        self.assertEqual(self.numbers(store, destination="example.org"), [4294967297, 4294967299])
+        self.assertEqual(len(self.claimed(store, now=HELD)), 3)
+        self.assertEqual(self.again(store).messages, 3)
+        self.successResultOf(self.store.stop())
+        connection = self.database()
+        self.assertEqual(connection.pragma("user_version"), 2)
+        self.assertEqual(connection.pragma("integrity_check"), "ok")
+        connection.close()
+
+    # A device that goes and comes back.
+
+    def gone(self, store: Store) -> str:
+        """The folder has vanished, and the store has found out; where it is."""
+        elsewhere = f"{self.path}-elsewhere"
+        os.rename(self.path, elsewhere)
+        kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
+        self.clock.advance(0)
+        self.failureResultOf(kept, SpoolTrouble)
+        self.assertIn("No such file", store.full)
+        return elsewhere
+
+    def test_folder_gone(self) -> None:
+        """A store whose folder has vanished keeps nothing for as long as it takes, and works on when it is back."""
+        for rested in (False, True):
+            store = self.opened()
+            (done,), (stays,) = self.kept(store, ANN), self.kept(store, CYD)
+            if rested:
+                self.clock.pump([61, 61])
+            elsewhere = self.gone(store)
+            store.settle(without(done, ANN))
+            self.clock.pump([1] * 200)
+            self.assertFalse(os.path.exists(self.path))
+
+            os.rename(elsewhere, self.path)
+            self.clock.pump([1] * 5)
+
+            self.assertEqual((store.full, store.messages), ("", 1))
+            self.assertEqual(len(self.kept(store, BOB)), 1)
+            self.settled(store, without(stays, CYD))
+            store = self.again(store)
+            self.settled(store, *(without(entry, BOB) for entry in self.claimed(store)))
+            self.successResultOf(store.stop())
+            self.flushLoggedErrors(SpoolTrouble)
+
+    def test_folder_empty(self) -> None:
+        """Where its device was and is no more, a store begins no empty one, and touches no other store."""
+        store = self.opened()
+        (stays,) = self.kept(store, ANN)
+        elsewhere = self.gone(store)
+        os.mkdir(self.path)
+        self.clock.pump([1] * 10)
+        self.assertNotIn("spool.db", os.listdir(self.path))
+        shutil.rmtree(self.path)
+
+        other = self.make()
+        self.successResultOf(other.start())
+        self.successResultOf(other.stop())
+        self.clock.pump([1] * 10)
+        self.assertFalse(store.free())
+        shutil.rmtree(self.path)
+        os.rename(elsewhere, self.path)
+        self.clock.pump([1] * 10)
+
+        self.assertTrue(store.free())
+        store.release(stays, self.wall())
+        self.assertEqual(len(self.claimed(store)), 1)
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_folder_restored(self) -> None:
+        """A store put back from a copy goes on, under its own lock; one that somebody else had meanwhile does not."""
+        store = self.opened()
+        self.kept(store, ANN)
+        elsewhere = self.gone(store)
+        shutil.copytree(elsewhere, self.path)
+        self.clock.pump([1] * 5)
+        self.assertEqual(len(self.kept(store, BOB)), 1)
+        self.failureResultOf(self.started_in_vain(self.make()), SpoolTrouble)
+        shutil.rmtree(elsewhere)
+
+        elsewhere = self.gone(store)
+        shutil.copytree(elsewhere, self.path)
+        usurper = self.opened()
+        self.clock.pump([1] * 5)
+        self.assertIn("No such file", store.full)
+        self.successResultOf(usurper.stop())
+        self.clock.pump([1] * 10)
+        self.assertFalse(store.free())
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def started_in_vain(self, store: Store) -> Any:
+        started = store.start()
+        self.clock.pump([0.25] * 44)
+        return started
+
+    def test_read_only(self) -> None:
+        """A device that can only be read is trouble until it can be written to again."""
+        store = self.opened()
+        (done,) = self.kept(store, ANN)
+        self.vfs.read_only = True
+        store.settle(without(done, ANN))
+        kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
+        self.clock.advance(0)
+        self.failureResultOf(kept, SpoolTrouble)
+        self.clock.pump([1] * 60)
+        self.assertFalse(store.free())
+        self.assertIn("read", store.full)
+
+        self.vfs.read_only = False
+        self.clock.pump([1] * 5)
+
+        self.assertEqual((store.full, store.messages), ("", 0))
+        self.assertEqual(len(self.kept(store, BOB)), 1)
+        self.flushLoggedErrors(SpoolTrouble)
 
     def test_damaged_kept(self) -> None:
         """What is damaged leaves the queue but is not deleted, and its body stays."""

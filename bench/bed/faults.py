@@ -27,7 +27,7 @@ class Fault:
     word = "base"
     what = "no fault"
     section = primary = extra = ""
-    own_rate = 1.0  # the part of the faulty instance's share of the load that is sent
+    lasting = False  # it is there from the start
 
     def prepare(self, bed, sinks, options):
         """Before the gateway starts."""
@@ -268,6 +268,7 @@ class Preloaded(Destination):
         )  # fmt: skip
 
     before = "slow"
+    lasting = True
 
 
 class Drained(Preloaded):

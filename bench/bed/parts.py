@@ -1,5 +1,6 @@
 """The processes of the bed, as whoever conducts it sees them: hosts, load, gateway."""
 
+import contextlib
 import json
 import os
 import signal
@@ -36,6 +37,15 @@ def end(process):
     process.stdout.close()
 
 
+def hurry(pid, niceness):
+    """Let a process of ours, its children to come and its session go before (or behind) others of this machine."""
+    if niceness:
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+        # Linux weighs sessions first, and processes within them; each of ours has a session of its own.
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as group:
+            group.write(f"{niceness}\n")
+
+
 def cpu(pid):
     """Seconds of CPU that a process has used; 0 if it is gone."""
     try:
@@ -43,6 +53,12 @@ def cpu(pid):
     except OSError:
         return 0.0
     return (int(words[11]) + int(words[12])) / _TICK
+
+
+def machine():
+    """Seconds of CPU that all processes of this machine, and its kernel, have used, on all cores."""
+    words = [int(word) for word in Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:9]]
+    return (sum(words) - words[3] - words[4]) / _TICK  # all but idle and waiting for disks
 
 
 class Sinks:
@@ -84,6 +100,10 @@ class Sinks:
                 for mark, at in marks:
                     got[host == INSTANCES].setdefault(mark, []).append(at)
         return got
+
+    def usage(self):
+        """Seconds of CPU of both processes so far."""
+        return {"hosts": cpu(self.others.pid), "its host": cpu(self.faulty.pid)}
 
     def close(self):
         """End both processes."""

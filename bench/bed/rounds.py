@@ -1,6 +1,7 @@
 """One round: a fresh gateway, the load, a fault in the middle of it, and the end of all that was taken."""
 
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from . import figures
 from .faults import Fault
-from .parts import FAULTY, INSTANCES, NAME, Bed, Load, Sinks
+from .parts import FAULTY, INSTANCES, NAME, Bed, Load, Sinks, cpu, hurry, machine
 
 # Between them and the fault's begin and end everything is as in the base.
 BEFORE, AFTER = 5.0, 10.0
@@ -31,14 +32,19 @@ class Round:
         self.sinks = Sinks(self.folder)
         self.bed = Bed(self.sinks, options.root, section=fault.section, primary=fault.primary, extra=fault.extra,
                        workers=options.workers)  # fmt: skip
+        for process in (self.sinks.others, self.sinks.faulty):
+            hurry(process.pid, options.nice)
         self.say("preparing")
         fault.prepare(self.bed, self.sinks, options)
         self.say("starting")
         self.bed.start(120)
+        for pid in (self.bed.process.pid, *self.bed.workers()):
+            hurry(pid, options.nice)
 
     def begin(self, **plan):
         """Open the load's sessions and let it begin; when."""
         self.load = Load(self.folder, port=self.bed.port, **plan)
+        hurry(self.load.process.pid, self.options.nice)
         begin = time.monotonic() + 0.2
         self.load.begin(begin)
         return begin
@@ -76,6 +82,11 @@ class Round:
         took = time.monotonic() - began
         time.sleep(1.5)  # second copies
         return took
+
+    def usage(self):
+        """Seconds of CPU so far: of each of our processes, and of the whole machine."""
+        ours = {"load": cpu(self.load.process.pid), "conductor": cpu(os.getpid())}
+        return {"machine": machine(), **ours, **self.sinks.usage(), **self.bed.usage()}
 
     def queued(self):
         """How many messages each queue holds; what cannot be asked is missing."""
@@ -121,19 +132,19 @@ def conduct(fault, options, rate, number, say):
     during, after = options.seconds, AFTER if fault.word != "base" else 2.0
     try:
         running.start()
-        preload = options.preload if hasattr(fault, "before") else 0
+        preload = options.preload if fault.lasting else 0
         say("load")
         begin = running.begin(seconds=BEFORE + during + after, rate=rate, first=number * STEP)
         start, stop = begin + BEFORE, begin + BEFORE + during
         time.sleep(max(0, start - time.monotonic()))
-        used = running.bed.usage()
+        used = running.usage()
         say(fault.word)
         fault.begin(running.bed, running.sinks)
         while (now := time.monotonic()) < stop:
             fault.keep(running.bed, running.sinks)
             say(f"{fault.word}: {stop - now:.0f} s more")
             time.sleep(0.1)
-        using = running.bed.usage()
+        using = running.usage()
         fault.end(running.bed, running.sinks)
         say("after it")
         jobs, sessions = running.load.jobs()
@@ -143,12 +154,23 @@ def conduct(fault, options, rate, number, say):
         receipts, bounced = running.sinks.receipts()
         facts = {
             "fault": fault.word, "what": fault.what, "rate": round(rate, 1), "seconds": during, "instances": INSTANCES,
-            "faulty_instance": NAME, "others": figures.others(jobs, receipts, start, stop),
+            "faulty_instance": NAME, "lasting": fault.lasting, "others": figures.others(jobs, receipts, start, stop),
             "faulty": figures.faulty(jobs, receipts, preload), "bounced": len(bounced), "settled": round(settled, 1),
             "queued": running.queued(), "sessions": sessions,
-            "cpu": {name: round((t - used.get(name, 0)) / during, 3) for name, t in using.items()},
+            "cpu": spent(used, using, during),
             "time": figures.seconds(jobs, receipts, start),
         }  # fmt: skip
     finally:
         running.close()
     return facts
+
+
+def spent(before, after, seconds):
+    """
+    Cores kept busy by each process; "elsewhere" is what was neither ours nor idle.
+
+    A worker that took another's place in between is counted from its start; what one that is gone had used is elsewhere.
+    """
+    busy = {name: round(max(0.0, used - before.get(name, 0)) / seconds, 3) for name, used in after.items()}
+    whole = busy.pop("machine")
+    return {**busy, "elsewhere": round(max(0.0, whole - sum(busy.values())), 3)}

@@ -83,12 +83,12 @@ def traced():
         client.lines = client.socket.makefile("rb")
         client.say("EHLO client.test")
         assert client.mail("bob@a.test").startswith(b"250")
-        until(lambda: sink.messages)
+        until(lambda: sink.messages, 60)
         assert "reloaded" in ours.command("reload")
         ours.command("now")
         client.close()
         ours.stop()
-        until(lambda: f"{ours.process.pid} +++ exited with 0 +++" in trace.read_text(errors="replace"))
+        until(lambda: f"{ours.process.pid} +++ exited with 0 +++" in trace.read_text(errors="replace"), 60)
     finally:
         ours.clear()
         next_hop.clear()
@@ -231,12 +231,12 @@ class SandboxTests(SynchronousTestCase):
 
 @pytest.mark.slow
 class ImageTests(SynchronousTestCase):
-    @pytest.mark.limit(120)
+    @pytest.mark.limit(250)
     def test_image(self):
         """The Dockerfile's steps, carried out as they stand, make a gateway that is healthy, greets at port 25 and is not root."""
         needs("unshare", "chroot", root=True)
 
-        seen = Engine((ROOT / "Dockerfile").read_text(), CONF).result(110)
+        seen = Engine((ROOT / "Dockerfile").read_text(), CONF).result(240)
 
         self.assertEqual(seen["code"], 0, seen["stderr"][-3000:])
         self.assertIn("qmq ready: smtp=*:25", seen["log"])

@@ -220,7 +220,10 @@ class Gathering:
         def recovered(result: Outcome | Failure) -> None:
             self._working = False
             if self._stopped is None and isinstance(result, Failure):
-                self._log.error("not recovered: {reason}", reason=result.getErrorMessage())
+                # Told once, not at each attempt for days.
+                if str(self.refusal) != (reason := result.getErrorMessage()):
+                    self._log.error("not recovered: {reason}", reason=reason)
+                    self.refusal = SpoolTrouble(reason)
                 self._retrying = self._clock.callLater(self._retry, self._recover)
             elif not isinstance(result, Failure):
                 self._log.info("recovered: {messages} messages", messages=result.counts.messages)

@@ -16,12 +16,12 @@ from itertools import islice
 from twisted.internet.interfaces import IReactorTime
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import HELD, Body, Clock, Entry, MemoryBody, Message, Octets, Seconds
+from qmq.mail import HELD, Body, Clock, Entry, MemoryBody, Octets, Seconds
 from qmq.spool.lock import Held as HeldByOther
 from qmq.spool.query import Query
 from qmq.spool.record import DamagedRecord, pack, unpack
 from qmq.spool.store import Store
-from qmq.spool.table import NONE, Batch, Counts, Held, Keep, Opened, Outcome, Row, revived
+from qmq.spool.table import NONE, Batch, Counts, Held, Keep, Opened, Outcome, Row, revived, with_body
 from qmq.spool.tombstones import LIMIT
 from qmq.spool.writer import Writers
 
@@ -218,12 +218,9 @@ class MemoryTable:
     def peek(self, number: int) -> Entry | None:
         """As Table.peek."""
         row = self._memory.rows.get(number)
-        for entry, _, place, _ in () if row is None else self._revived(row):
-            message = entry.message
-            entry.message = Message(message.envelope, message.fields, self.body(place, message.body.size))
-            if number in self._hand:
-                entry.due = None
-            return entry
+        for held in () if row is None else self._revived(row):
+            held[0].due = None if number in self._hand else held[0].due
+            return with_body(held, self.body(held[2], held[0].message.body.size))
         return None
 
     def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:

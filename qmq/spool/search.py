@@ -16,7 +16,7 @@ from itertools import islice
 import apsw
 
 from qmq.mail import HELD, Entry, Octets, Seconds
-from qmq.spool.claims import COLUMNS
+from qmq.spool.claims import COLUMNS, ROW
 from qmq.spool.query import Query, Value
 from qmq.spool.record import DamagedRecord
 from qmq.spool.table import Held, Row, revived
@@ -183,6 +183,15 @@ class Search:
         """The next piece above *after*; *path* tells where a long body is."""
         rows, last = self.rows(connection, query, after, also=also)
         return Piece(rows, last, query, self._hand, path)
+
+    def peek(self, connection: apsw.Connection, number: int) -> Held | None:
+        """The entry of that number, if it is there and its record is sound."""
+        for row in connection.execute(ROW, (number,)):
+            held = read(row)
+            if not isinstance(held, DamagedRow):
+                held[0].due = None if number in self._hand else held[0].due
+                return held
+        return None
 
     def late(
         self, connection: apsw.Connection, query: Query, after: int, now: Seconds, path: Path

@@ -10,28 +10,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import apsw
 from twisted.internet.interfaces import IReactorTime
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Clock, Entry, FileBody, MemoryBody, Message, Octets, Seconds
+from qmq.mail import Body, Clock, Entry, FileBody, MemoryBody, Octets, Seconds
 from qmq.spool.bodies import Bodies, sync_folder
-from qmq.spool.claims import ROW, Line
+from qmq.spool.claims import Line
 from qmq.spool.lock import Lock
 from qmq.spool.query import Query
 from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
 from qmq.spool.search import DamagedRow, Piece, Search, read
-from qmq.spool.statements import DELETE, FREE, PUT_ASIDE, hasten, insert, limits, recount, settle
+from qmq.spool.statements import free, hasten, insert, limits, put_aside, recount, same_store, settle
 from qmq.spool.store import Store
-from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome
+from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome, with_body
 from qmq.spool.tombstones import LIMIT
 from qmq.spool.writer import Writers
 
 RESERVE = 64 << 20
 INODES = 1000
+# After so many vain attempts to recover the files are closed.
+LET_GO = 10
 
 
 def SQLiteSpool(
@@ -59,7 +61,7 @@ class SQLiteTable:
         self, folder: str, *, reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None,
         cache: int = 512, vfs: str | None = None,
     ) -> None:  # fmt: skip
-        self._folder = folder
+        self._folder, self._path = folder, os.path.join(folder, "spool.db")
         self._cache, self._vfs = cache, vfs
         self._bounds = Room(folder, reserve=reserve, inodes=inodes, share=share)
         self._pages = 0  # octets of the database's pages in use, when last looked at
@@ -71,6 +73,7 @@ class SQLiteTable:
         self._counts = Counts()
         self._alarms: list[str] = []
         self._tag, self._epoch = b"", 0
+        self._failures = 0  # to recover, one after the other
         self._connection: apsw.Connection | None = None
 
     # To open and to close.
@@ -95,7 +98,7 @@ class SQLiteTable:
         self._tag, self._epoch = meta["tag"], meta["epoch"] + 1
         self._hand.clear()
         with transaction(connection):
-            connection.execute(FREE)
+            free(connection, self._hand)
             connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
         recount(connection, self._counts, self._tag)
         self._sweep(connection)
@@ -112,8 +115,7 @@ class SQLiteTable:
 
     def _connected(self, *, make: bool = False) -> apsw.Connection:
         if self._connection is None:
-            path = os.path.join(self._folder, "spool.db")
-            self._connection = connect(path, make=make, cache=self._cache, vfs=self._vfs)
+            self._connection = connect(self._path, make=make, cache=self._cache, vfs=self._vfs)
             self._line.rewind()
             self._search.renew()
         return self._connection
@@ -148,30 +150,35 @@ class SQLiteTable:
         As long as the disk refuses, by the old connection, which knows what of the log was synced; to a
         new one a commit that failed may look whole. Rows that turn up so, in nobody's hand, are due at once.
         What is there now may be another folder of that name: it must be this store, in nobody else's hand.
+        After long trouble no file stays open, or nobody could unmount the device to mend it.
         """
+        try:
+            outcome = self._recovered()
+        except BaseException:
+            self._failures += 1
+            if self._failures >= LET_GO:
+                with suppress(SpoolTrouble, apsw.Error):  # closed it is, whatever it says
+                    self.close()
+            raise
+        self._failures = 0
+        return outcome
+
+    def _recovered(self) -> Outcome:
         with translated(self._folder):
-            self._truncate(self._connected())
+            os.stat(self._path)  # no lock is left where the store is not
             self._lock.take()
+            self._truncate(self._connected())
             connection = self._connected()
-            self._check_identity(connection)
-            fresh = [number for (number,) in connection.execute("SELECT number FROM message WHERE due IS NULL")]
-            nobodys = [(number,) for number in fresh if number not in self._hand]
             with transaction(connection):
-                connection.executemany(f"{FREE} AND number = ?", nobodys)
+                if ours := same_store(connection, self._tag, self._epoch):
+                    free(connection, self._hand)
+            if not ours:
+                self.close()
+                raise SpoolTrouble(f"{self._folder}: another store is there, or somebody else had it meanwhile")
             recount(connection, self._counts, self._tag)
             self._sweep(connection)
             self._weigh()
         return Outcome(self._counts, self._alarms, self._full())
-
-    def _check_identity(self, connection: apsw.Connection) -> None:
-        meta = dict(connection.execute("SELECT name, value FROM meta"))
-        if meta["tag"] != self._tag or meta["epoch"] > self._epoch:
-            self._disconnect()
-            raise SpoolTrouble(f"{self._folder}: another store is there now, or somebody else had it meanwhile")
-        # One that was restored from an earlier copy would give our numbers out again.
-        if meta["epoch"] < self._epoch:
-            with transaction(connection):
-                connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
 
     def _truncate(self, connection: apsw.Connection) -> None:
         try:
@@ -315,19 +322,10 @@ class SQLiteTable:
         raise SpoolTrouble(f"{self._folder}: body {place} is missing or cut")
 
     def peek(self, number: int) -> Entry | None:
-        """As Table.peek."""
+        """As Table.peek; what is damaged is put aside by whoever claims it."""
         with translated(self._folder):
-            for row in self._connected().execute(ROW, (number,)):
-                held = read(row)
-                if isinstance(held, DamagedRow):
-                    return None  # whoever claims it puts it aside
-                entry, _, place, _ = held
-                message = entry.message
-                entry.message = Message(message.envelope, message.fields, self.body(place, message.body.size))
-                if number in self._hand:
-                    entry.due = None
-                return entry
-        return None
+            held = self._search.peek(self._connected(), number)
+            return None if held is None else with_body(held, self.body(held[2], held[0].message.body.size))
 
     def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:
         """As Table.sites."""
@@ -379,8 +377,7 @@ class SQLiteTable:
                 with translated(self._folder):
                     connection = self._connected()
                     with transaction(connection):
-                        connection.execute(PUT_ASIDE, (row.why, row.number))
-                        connection.execute(DELETE, (row.number,))
+                        put_aside(connection, row.number, row.why)
                     recount(connection, self._counts, self._tag)
             except (SpoolTrouble, apsw.FullError) as error:
                 self._alarms.append(f"{self._folder}: message {row.number} stays where it is: {error}")
@@ -394,8 +391,7 @@ class SQLiteTable:
             raise Broken(str(error)) from error
 
     def _weigh(self) -> None:
-        """How much of the file is used; only who has a share asks."""
-        connection = self._connection
-        if connection is not None and self._bounds.share is not None:
+        """How much of the file is used."""
+        if (connection := self._connection) is not None:
             used = connection.pragma("page_count") - connection.pragma("freelist_count")
             self._pages = used * connection.pragma("page_size")

@@ -41,8 +41,7 @@ PUT_ASIDE = (
     "INSERT OR REPLACE INTO damaged"
     " SELECT number, peer, seq, part, site, due, attempts, born, size, body, record, ? FROM message WHERE number = ?"
 )
-# What was in hand when a process ended is due at once.
-FREE = "UPDATE message SET due = born, waited = 1 WHERE due IS NULL"
+FREE = "UPDATE message SET due = born, waited = 1 WHERE number = ?"
 
 
 def insert(connection: apsw.Connection, keeps: list[Keep], bodies: Bodies) -> bool:
@@ -124,6 +123,28 @@ def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
     if batch.epoch:
         connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (batch.epoch,))
     return exact, useless
+
+
+def free(connection: apsw.Connection, hand: set[int]) -> None:
+    """What has no due time and is in nobody's *hand*, as after the end of a process, is due at once."""
+    fresh = [number for (number,) in connection.execute("SELECT number FROM message WHERE due IS NULL")]
+    connection.executemany(FREE, ((number,) for number in fresh if number not in hand))
+
+
+def same_store(connection: apsw.Connection, tag: bytes, epoch: int) -> bool:
+    """Whether this is the store of that name that nobody has opened since *epoch*."""
+    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    if meta["tag"] != tag or meta["epoch"] > epoch:
+        return False
+    # One that was restored from an earlier copy would give our numbers out again.
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
+    return True
+
+
+def put_aside(connection: apsw.Connection, number: int, why: str) -> None:
+    """A row whose record is damaged leaves the queue, but not the database."""
+    connection.execute(PUT_ASIDE, (why, number))
+    connection.execute(DELETE, (number,))
 
 
 def hasten(connection: apsw.Connection, numbers: list[int], due: Seconds, patience: Seconds = 0.04) -> int:

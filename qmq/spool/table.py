@@ -216,6 +216,13 @@ def revived(row: Row, path: str = "") -> Held:
     return entry, record.known, place, size
 
 
+def with_body(held: Held, body: Body) -> Entry:
+    """The entry, its message whole."""
+    entry = held[0]
+    entry.message = Message(entry.message.envelope, entry.message.fields, body)
+    return entry
+
+
 def rows(keep: Keep, part: int = 0) -> list[tuple[int, bytes, int, int, bytes, Seconds, Octets, int, bytes]]:
     """The rows to insert: number, peer, seq, part, site, born, size, body, record."""
     peer, seq, place = keep.token.peer, keep.token.seq, keep.place

@@ -429,16 +429,36 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         shutil.copytree(elsewhere, self.path)
         usurper = self.opened()
         self.clock.pump([1] * 5)
-        self.assertIn("No such file", store.full)
+        self.assertIn("held by process", store.full)
         self.successResultOf(usurper.stop())
         self.clock.pump([1] * 10)
-        self.assertFalse(store.free())
+        self.assertIn("somebody else", store.full)
+        self.assertEqual(self.open_files(), set())
         self.flushLoggedErrors(SpoolTrouble)
 
     def started_in_vain(self, store: Store) -> Any:
         started = store.start()
         self.clock.pump([0.25] * 44)
         return started
+
+    def test_long_trouble(self) -> None:
+        """After long trouble nothing is open any more, so that the device can be mended; then the store works on."""
+        store = self.opened()
+        (done,) = self.kept(store, ANN)
+        self.break_disk(True)
+        store.settle(without(done, ANN))
+        self.clock.pump([1] * 20)
+        self.assertIn("lock", self.open_files())
+
+        self.clock.pump([1] * 20)
+        self.assertEqual(self.open_files(), set())
+        self.break_disk(False)
+        self.clock.pump([1] * 5)
+
+        self.assertEqual((store.full, store.messages), ("", 0))
+        self.assertEqual(len(self.kept(store, BOB)), 1)
+        self.failureResultOf(self.started_in_vain(self.make()), SpoolTrouble)
+        self.flushLoggedErrors(SpoolTrouble)
 
     def test_read_only(self) -> None:
         """A device that can only be read is trouble until it can be written to again."""
@@ -527,13 +547,12 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.kept(store, ANN)
         self.clock.pump([61, 61])
 
-        folder = os.path.realpath(self.path)
-        open_files = {os.path.basename(path) for path in map(os.path.realpath, self.descriptors()) if folder in path}
-        self.assertEqual(open_files, {"lock"})
+        self.assertEqual(self.open_files(), {"lock"})
 
-    @staticmethod
-    def descriptors() -> list[str]:
-        return [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    def open_files(self) -> set[str]:
+        descriptors = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        folder = os.path.realpath(self.path)
+        return {os.path.basename(path) for path in map(os.path.realpath, descriptors) if folder in path}
 
     def test_busy_flood(self) -> None:
         """Behind many entries of a busy site others are found, and one pass over the flood is enough."""

@@ -227,6 +227,13 @@ class ActTests(OperatorsTestCase):
         self.assertEqual(sorted(output.splitlines()), ["alpha: 2 deleted", "beta: 1 deleted"])
         self.assertEqual((self.numbers(self.alpha), self.numbers(self.beta)), ([1, 2, 3], []))
 
+    def test_progress(self):
+        """On a terminal a bar shows how far it is; facts alone go to stdout."""
+        result = self.qmq("delete", "--queue", "alpha", "--yes", env={"FORCE_COLOR": "1"})
+
+        self.assertIn("delete", result.stderr)
+        self.assertEqual(result.stdout, "alpha: 5 deleted\n")
+
     def test_hold_and_release(self):
         """What is held is known by its state, and let go by it."""
         self.qmq("hold", "abcdef-1", "abcdef-2", "--yes")

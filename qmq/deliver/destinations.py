@@ -48,8 +48,7 @@ class Destinations:
     *slots_max* it may come to. *ready*: messages that may wait for a site whose
     host has not answered yet. *window*: messages added and not done, in all;
     twice that for sites that work. *back_off*: a dead site's first and longest
-    while. *remembered*: sites known while nothing is to be done for them; five
-    times that if they are dead.
+    while. *remembered*: idle sites known; five times that if they are dead.
     """
 
     def __init__(

@@ -77,4 +77,3 @@ class Filtered:
             return _CONTENT.get(code, _REFUSED)
         strange(self._command, code)
         return _LATER
-

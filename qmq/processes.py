@@ -65,7 +65,7 @@ class Workers(Service):
     what it may take to finish. *told(worker, said)* passes on each beat:
     ``states`` of its instances, ``memory``. *away(worker)* is called when it is
     silent or ends; when it is told of again, it is back. *all_ready* is called
-    once, when all workers have been heard.
+    once, when each worker has been heard, or has failed.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Workers(Service):
         self._watch = LoopingCall(self._look)
         self._watch.clock = reactor
         self._announced = False
+        self._settled: set[str] = set()
 
     def startService(self) -> None:
         """Start all workers."""
@@ -232,7 +233,12 @@ class Workers(Service):
         child.memory = said.get("memory", 0)
         with log.failuresHandled("what {worker} told was not understood", worker=child.name):
             self._told(child.name, said)
-        if not self._announced and not self._restarts and all(c.heard is not None for c in self._children.values()):
+        self._settle(child.name)
+
+    def _settle(self, name: str) -> None:
+        """It is up, or has failed: the others' readiness does not wait for its next start."""
+        self._settled.add(name)
+        if not self._announced and self._settled >= self._crews.keys():
             self._announced = True
             self._all_ready()
 
@@ -291,3 +297,4 @@ class Workers(Service):
         pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
         log.warn("{worker} {what}; starting it again in {pause} s", worker=name, what=what, pause=pause)
         self._restarts[name] = self._reactor.callLater(pause, self._start, name)
+        self._settle(name)

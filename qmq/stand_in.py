@@ -16,6 +16,11 @@ import signal
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+def adopt() -> None:
+    """From now on what our children leave behind comes to us, not to init (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def children() -> list[int]:
     """Our children's process ids."""
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as listed:
@@ -24,8 +29,7 @@ def children() -> list[int]:
 
 def main() -> int:
     """Wait for the last child; its exit code."""
-    # What a main process that ends leaves behind comes to us, not to init.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt()
     ending: list[int] = []
 
     def pass_on(number: int, _: object) -> None:

@@ -52,6 +52,7 @@ class Options(usage.Options):
             # A worker that takes mail is called after the store that it has.
             if name not in names and not (CHILD in os.environ and takes_mail(name)):
                 raise usage.UsageError(f"--only {name}: no such role; there are {', '.join(sorted(names))}")
+        self.conf = self.conf.at(self.only)
         if self["check"]:
             sys.stdout.write(f"{self.conf.path}: fine, {census(self.conf)}\n")
             sys.exit(0)

@@ -46,8 +46,8 @@ from qmq.routing.intake import Intake
 from qmq.routing.router import ByDomain, Router
 from qmq.routing.states import States
 from qmq.routing.tokens import OpenTokens
-from qmq.service import gateway as root
 from qmq.service.common import House
+from qmq.service.handover import Hops
 from qmq.service.instance import InstanceService
 from qmq.service.primary import PrimaryService
 from qmq.sockets import Sockets
@@ -601,12 +601,12 @@ class JoinedTests(SynchronousTestCase):
         reactor = MemoryReactorClock()
         log = EventLog(lambda _: None, reactor, reactor.seconds)
         house = House(reactor, conf, log, Writers(call_from_thread=None), None, None)
-        services = {i.name: InstanceService(house, i, Sockets()) for i in conf.instances if i.name in here}
-        gateway = root.Gateway(reactor, conf, (), {})
-        gateway.instances = services
-        for service in services.values():
-            service.bounce_to(partial(gateway._bounce_hop, house, service))
-        return services, PrimaryService(house, Sockets(), services)
+        services = {}
+        for instance in conf.instances:
+            if instance.name in here:
+                hops = partial(Hops, house, services)
+                services[instance.name] = InstanceService(house, instance, Sockets(), hops)
+        return services, PrimaryService(house, Sockets(), services, States(reactor.seconds))
 
     def assert_own_low(self, hop, spool):
         """The bouncer's numbers, and no other's."""
@@ -620,9 +620,9 @@ class JoinedTests(SynchronousTestCase):
             services, primary = self.joined("[bounces]\nrole = bounce\nqmtp-listen = none\n", here)
 
             for service in services.values():
-                self.assert_own_low(service.queue.bouncer.hop, service.spool)
-            self.assert_own_low(primary._bounce_hops["bounces"], primary.spool)
-            ordinary = primary._hops["bounces"]
+                self.assert_own_low(service._bounce_hops["bounces"], service.spool)
+            self.assert_own_low(primary.kept._bounce_hops["bounces"], primary.kept.spool)
+            ordinary = primary.kept.hops["bounces"]
             low = ordinary._lowest if isinstance(ordinary, InProcess) else ordinary._low
             self.assertEqual(low(), 77)
 
@@ -630,7 +630,7 @@ class JoinedTests(SynchronousTestCase):
         """Without one an instance bounces by itself, and the primary to whoever has the sender's domain, or nobody."""
         services, primary = self.joined(here=("one",))
 
-        self.assert_own_low(services["one"].queue.bouncer.hop, services["one"].spool)
-        self.assert_own_low(primary._bounce_hops["one"], primary.spool)
+        self.assert_own_low(services["one"]._bounce_hops["one"], services["one"].spool)
+        self.assert_own_low(primary.kept._bounce_hops["one"], primary.kept.spool)
         message = Message(Envelope(Token(b"x.b", 1), NULL_SENDER, (JOE,)), b"", MemoryBody(b""))
-        self.assertEqual([r.code for r in self.successResultOf(primary.queue.bouncer.hop.send(message))], [550])
+        self.assertEqual([r.code for r in self.successResultOf(primary.kept.queue.bouncer.hop.send(message))], [550])

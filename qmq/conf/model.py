@@ -7,8 +7,8 @@ out. Lookups cost the number of the domain's labels, not that of the domains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from qmq.conf.settings import Handover
 from qmq.conf.units import Network
@@ -200,6 +200,18 @@ class Conf:
     _owners: Mapping[bytes, Instance] = field(init=False, compare=False, repr=False)
     _accepted: frozenset[bytes] = field(init=False, compare=False, repr=False)
     _said: frozenset[bytes] = field(init=False, compare=False, repr=False)
+
+    def at(self, only: Collection[str]) -> Conf:
+        """
+        As it is where the roles *only* run: they are at home here, wherever `handover` has others find them.
+
+        So one file serves all hosts.
+        """
+        if not any(i.name in only and i.handover.host for i in self.instances):
+            return self
+        home = Handover("qmtp")
+        here = tuple(replace(i, handover=home) if i.name in only else i for i in self.instances)
+        return replace(self, instances=here)
 
     def __post_init__(self) -> None:
         owners: dict[bytes, Instance] = {}

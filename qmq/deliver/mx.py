@@ -78,7 +78,7 @@ class MX:
     ) -> None:
         self._resolver = resolver
         self._own = own
-        self._own_names = frozenset(name.lower().removesuffix(".") for name in own_names)
+        self.own_names = frozenset(name.lower().removesuffix(".") for name in own_names)
         self._random = random
         self._families = tuple(families)
         self._most_hosts = hosts
@@ -161,7 +161,7 @@ class MX:
         ours = [
             one.exchange.preference
             for one in looked
-            if one.exchange.host in self._own_names or any(self._is_own(address, own) for address in one.addresses)
+            if one.exchange.host in self.own_names or any(self._is_own(address, own) for address in one.addresses)
         ]
         return min(ours, default=None)
 

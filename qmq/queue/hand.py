@@ -87,9 +87,11 @@ class Hand:
         """Whether neither the spool nor the bouncer owes us anything; destinations say so themselves."""
         return not (self._reading or self.claims.claiming or len(self.telling))
 
-    def holds(self) -> bool:
-        """Whether nothing is to be delivered now."""
-        return self.paused or self.stopping or not self._destinations.concurrency
+    def holds(self, site: bytes = b"") -> bool:
+        """Whether nothing is to be delivered (there) now; a pause is not for moves to another queue."""
+        if self.stopping or not self._destinations.concurrency:
+            return True
+        return self.paused and not site.startswith(QUEUE)
 
     def room(self) -> int:
         """How many more may come in hand."""
@@ -99,7 +101,7 @@ class Hand:
 
     def deliver(self, entry: Entry, started: Seconds) -> None:
         """An entry with its body: to its destination."""
-        if self.holds():
+        if self.holds(entry.site):
             self.claims.more = True
             self._spool.release(entry, started)
             self._ended()
@@ -135,7 +137,7 @@ class Hand:
             self.carry_out(order, entry)
             return
         now = self._wall()
-        if self.holds():
+        if self.holds(entry.site):
             self.claims.more = True
         elif not self._destinations.full(entry.site):
             now += _NO_ROOM * (1 + self._jitter())
@@ -187,7 +189,7 @@ class Hand:
         """An entry that was claimed, without its body."""
         if self.meets and any(meet(entry) for meet in self.meets):
             return
-        if self.holds():
+        if self.holds(entry.site):
             self._spool.release(entry, started)
         elif entry.bouncing:
             self.telling.bounce(entry, started, read=False)

@@ -23,10 +23,11 @@ from zope.interface import implementer
 
 from qmq.deliver.destinations import Destinations
 from qmq.interfaces import INextHop, ISpool
-from qmq.mail import Address, Entry, Message, Reply, Seconds
+from qmq.mail import QUEUE, Address, Entry, Message, Reply, Seconds
 from qmq.queue.hand import Hand
 from qmq.queue.ledger import Bouncer, Ledger, QueueLog
 from qmq.queue.marks import PAUSED, REFUSING, Marks
+from qmq.queue.moves import Moves
 from qmq.queue.orders import Acted, Orders
 from qmq.queue.terms import Terms
 
@@ -106,6 +107,7 @@ class Queue(MultiService):
             window=window, bounces=bounces, nap=nap, jitter=jitter,
         )  # fmt: skip
         self._orders = Orders(name, spool, destinations, hand, clock, wall, movable=movable)
+        self._moves = Moves(spool, clock, wall, self._moves_alone, hand.room, hand.take_up, self._warn)
         self.bouncer = bouncer
 
     @property
@@ -221,7 +223,12 @@ class Queue(MultiService):
         Cancelled it ends after the piece that is under way. Fails with
         ValueError, with a text for who asked, or SpoolTrouble.
         """
-        return self._orders.act(order, query, told, to, reason)
+        acted = self._orders.act(order, query, told, to, reason)
+        return acted.addBoth(self._go_on_moving) if order == "move" else acted
+
+    def _go_on_moving(self, acted: Acted | Failure) -> Acted | Failure:
+        self._moves.begin()
+        return acted
 
     def pause(self) -> Deferred[None]:
         """Deliver nothing; what is on its way goes on, and so does intake. Fires when it would survive a crash."""
@@ -245,10 +252,15 @@ class Queue(MultiService):
         self.refusing = False
         return self._mark(REFUSING, False)
 
+    def _moves_alone(self) -> bool:
+        """Whether nothing goes but moves to other queues."""
+        return self._open and self.paused and not self._hand.holds(QUEUE)
+
     def _hold_still(self) -> None:
         self._hand.paused = True
         self._hand.claims.halt()
         self.destinations.withdraw_all()
+        self._moves.begin()
 
     def _mark(self, word: str, on: bool) -> Deferred[None]:
         return self._marks.set(word, on).addErrback(self._not_marked)
@@ -327,6 +339,7 @@ class Queue(MultiService):
         self._open = self._quiet is None
         if not self._hand.holds():
             self._hand.claims.run()
+        self._moves.begin()
         self._tell_watchers()
 
     def _not_begun(self, failure: Failure) -> None:

@@ -10,11 +10,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from qmq.interfaces import IConnection, IDialler
-from qmq.mail import DeliveryFailure, Entry, Message, Replies, Reply, Token
+from qmq.mail import QUEUE, DeliveryFailure, Entry, Message, Replies, Reply, Token
 from qmq.routing.states import Waiting
-
-# What a site begins with that is an instance of this gateway.
-QUEUE = b"queue:"
 
 _AWAY = Reply(451, "4.3.2", "that queue's process is not running, try again later")
 _NO_QUEUE = Reply(451, "4.3.5", "there is no queue of that name")

@@ -39,11 +39,21 @@ class House:
     reactor: Any
     conf: Conf
     log: EventLog
-    writers: Writers
+    writers: Writers  # of the device that [qmq] spool is on
     resolver: Resolver
     mx: MX
     file: LogFile | None = None  # the log's, if it is one
     wall: Clock = field(default=time.time)
+    _disks: dict[int, Writers] = field(default_factory=dict)
+
+    def disk(self, folder: str) -> Writers:
+        """The threads that write to the device of *folder*: one that hangs holds up nobody on another."""
+        device, spool = _device(folder), _device(self.conf.general.spool)
+        if device == spool:
+            return self.writers
+        if device not in self._disks:
+            self._disks[device] = Writers(_WRITERS, call_from_thread=self.reactor.callFromThread)
+        return self._disks[device]
 
     def reopen(self) -> None:
         """The log's file, if it was moved away (logrotate)."""
@@ -57,7 +67,8 @@ class House:
     def close(self) -> None:
         """After all services have stopped."""
         self.log.flush()
-        self.writers.stop()
+        for writers in (self.writers, *self._disks.values()):
+            writers.stop()
 
 
 def open_house(reactor: Any, conf: Conf) -> House:
@@ -126,6 +137,13 @@ def machine_addresses(proc: str = "/proc/self/net") -> set[str]:
     return found
 
 
+def _device(folder: str) -> int:
+    """Of the folder, or of the nearest one above it that is there."""
+    while not os.path.isdir(folder) and folder != "/":
+        folder = os.path.dirname(folder)
+    return os.stat(folder).st_dev
+
+
 def spool(
     house: House, folder: str, reserve: Octets, inodes: int = INODES, share: Octets | float | None = None
 ) -> Store:
@@ -137,7 +155,7 @@ def spool(
     conf = house.conf
     return Store(
         SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share),
-        clock=house.reactor, writers=house.writers, wall=house.wall, inline=conf.primary.inline,
+        clock=house.reactor, writers=house.disk(folder), wall=house.wall, inline=conf.primary.inline,
         patience=conf.general.stop + _LEAVING,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.admin.control import ControlFactory, Desk
+from qmq.conf.explain import census
 from qmq.conf.model import Conf
 from qmq.cord import CHILD
 from qmq.lifeline import Lifeline
@@ -111,12 +112,30 @@ class Gateway(MultiService):
             log.warn("a socket was passed to us that conf-qmq does not listen on: {what}", what=what)
             os.close(descriptor)
 
+    def use(self, conf: Conf) -> None:
+        """From now on everybody who looks finds this one."""
+        self.conf = self.house.conf = conf
+        self.house.mx.own_names = frozenset([conf.general.me])
+
+    def reopen_logs(self) -> None:
+        """Here and in the workers; whatever becomes of a reload (logrotate)."""
+        self.house.reopen()
+        if self.workers is not None:
+            self.workers.order_all({"do": "reopen"})
+
     def make_folders(self, conf: Conf) -> None:
-        """Those of the stores, and where the sockets are."""
-        folders = [conf.general.spool, os.path.join(conf.general.spool, "run")]
-        for folder in folders + [i.spool for i in conf.instances if not i.handover.host]:
+        """Those of the stores, and where the sockets are; an instance's own device may be away, and come later."""
+        user = conf.general.user
+        for folder in (conf.general.spool, os.path.join(conf.general.spool, "run")):
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            own(folder, conf.general.user)
+            own(folder, user)
+        for instance in conf.instances:
+            try:
+                if not instance.handover.host:
+                    os.makedirs(instance.spool, mode=0o700, exist_ok=True)
+                    own(instance.spool, user)
+            except OSError as error:
+                log.error("{name}: {error}", name=instance.name, error=error)  # noqa: TRY400 - its text says all
 
     def startService(self) -> None:
         """Open the stores, listen, start the workers; say so in one line when all is ready."""
@@ -124,6 +143,7 @@ class Gateway(MultiService):
         if self.child:
             orders: dict[str, Callable[..., Any]] = {
                 "reload": lambda order, fds: ensureDeferred(self.reloading.ordered(order, fds)),
+                "reopen": lambda *_: self.house.reopen(),
                 "now": lambda *_: self.due_now(),
                 "leave": lambda *_: self.succession.leave(),
             }
@@ -258,6 +278,7 @@ class Gateway(MultiService):
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
+        self._tell()
         if self.child:
             self.lifeline.setServiceParent(self)
             self._open_control(50)
@@ -292,7 +313,7 @@ class Gateway(MultiService):
     def _ready(self) -> None:
         found = self.listeners(self.conf)
         addresses = " ".join(f"{w.word.partition('/')[0]}={w.address}" for w in found if not w.path)
-        say(f"qmq ready: {addresses} ({len(self.conf.instances)} instances, spool {self.conf.general.spool})")
+        say(f"qmq ready: {addresses} ({census(self.conf)}, spool {self.conf.general.spool})")
         self.notifier.ready()
         self.succession.done()
 

@@ -68,7 +68,7 @@ class Hops(Mapping[str, Any]):
         here = self._here.get(name)
         return (
             here and here.hop, target.handover, target.qmtp_listen, target.timeoutconnect,
-            primary.handover_time, primary.handover_connections,
+            primary.handover_time, primary.handover_connections, conf.general.me,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from qmq.bounce.bouncer import Bouncer
 from qmq.commands import Commands
-from qmq.conf.model import Conf, Instance, site_for
+from qmq.conf.model import Conf, Instance, Listen, site_for
 from qmq.deliver.destinations import Destinations
 from qmq.deliver.dial import Dialler
 from qmq.deliver.manner import Manner
@@ -21,7 +21,7 @@ from qmq.deliver.mx import Candidate
 from qmq.deliver.qmtp import dial_qmtp
 from qmq.filters import Filtered
 from qmq.interfaces import INextHop
-from qmq.mail import Address, Reply, Seconds
+from qmq.mail import QUEUE, Address, Reply, Seconds
 from qmq.programs import Programs
 from qmq.queue.marks import Marks
 from qmq.queue.runner import Queue
@@ -32,7 +32,7 @@ from qmq.receive.policy import Policy
 from qmq.receive.qmtp import QMTPFactory
 from qmq.receive.reception import Limits, Reception
 from qmq.receive.smtp import Crowd, SMTPFactory
-from qmq.routing.diallers import QUEUE, MoveDialler
+from qmq.routing.diallers import MoveDialler
 from qmq.routing.router import ByDomain
 from qmq.service.common import House, spool
 from qmq.service.trust import HandOverOnly
@@ -52,9 +52,9 @@ def unix_word(name: str) -> str:
     return f"hand-over/{name}"
 
 
-def tcp_word(name: str) -> str:
+def tcp_word(name: str, listen: Listen) -> str:
     """The word of an instance's TCP socket."""
-    return f"qmtp/{name}"
+    return f"qmtp/{name}/{listen[0]}:{listen[1]}"
 
 
 def unix_path(conf: Conf, name: str) -> str:
@@ -71,7 +71,7 @@ def listeners(conf: Conf, instance: Instance) -> list[Listener]:
         found.append(Listener(unix_word(instance.name), path=unix_path(conf, instance.name)))
     if instance.qmtp_listen is not None:
         host, port = instance.qmtp_listen
-        found.append(Listener(tcp_word(instance.name), host=host, port=port))
+        found.append(Listener(tcp_word(instance.name, instance.qmtp_listen), host=host, port=port))
     return found
 
 
@@ -133,13 +133,16 @@ class InstanceService(MultiService):
             self.hop = self._make_hop(instance)
             self._close(list(self._served))
         else:
-            self._close([word for word in self._served if word not in self._sockets])
+            wanted = {listener.word for listener in listeners(self._conf, instance)}
+            self._close([word for word in self._served if word not in wanted])
         self._listen()
         self._retire(instance)
 
     def state(self) -> dict[str, Any]:
         """What the primary should know before it takes mail for us, and the main process before it lets us go."""
         queue = self.queue
+        if not self.started.called:  # its mail waits with the primary meanwhile
+            return {"away": True}
         return {"refusing": queue.refusing, "full": queue.full, "queued": self.spool.messages}
 
     def _hang_up(self, stopped: Any) -> Any:
@@ -158,7 +161,7 @@ class InstanceService(MultiService):
         return Queue(
             instance.name, self.spool, destinations, self._site_of, _terms(instance), self._bouncer,
             house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop,
-            marks=Marks(instance.spool, house.writers.run),
+            marks=Marks(instance.spool, house.disk(instance.spool).run),
         )  # fmt: skip
 
     def _make_hop(self, instance: Instance) -> Any:
@@ -227,7 +230,8 @@ class InstanceService(MultiService):
 
     def _listen(self) -> None:
         instance = self._conf.instance(self._name)
-        for word, extension in ((unix_word(self._name), True), (tcp_word(self._name), False)):
+        for listener in listeners(self._conf, instance):
+            word, extension = listener.word, bool(listener.path)
             if word in self._sockets and word not in self._served:
                 smtp = instance.handover.protocol == "smtp"
                 factory = self._smtp(instance) if smtp else self._qmtp(instance, extension=extension)

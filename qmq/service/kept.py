@@ -59,7 +59,7 @@ class KeptService(MultiService):
         self.queue = Queue(
             name, self.spool, self._destinations(), self._site_of, _terms(house.conf), self._bouncer,
             house.reactor, house.wall, house.log, stop_seconds=house.conf.general.stop,
-            marks=Marks(folder, house.writers.run), movable=False,
+            marks=Marks(folder, house.disk(folder).run), movable=False,
         )  # fmt: skip
         self.queue.given_up = self._given_up
         self.queue.setServiceParent(self)

@@ -16,7 +16,7 @@ from twisted.internet.defer import DeferredLock, gatherResults
 from twisted.logger import Logger
 
 from qmq.admin.words import Say
-from qmq.conf.diff import Difference, difference
+from qmq.conf.diff import Difference, difference, in_force
 from qmq.conf.load import load
 from qmq.conf.model import Conf
 from qmq.conf.written import ConfErrors
@@ -45,6 +45,7 @@ class Reload:
         gateway = self._gateway
         await self._one.acquire()
         gateway.notifier.reloading()
+        gateway.reopen_logs()
         try:
             conf, found = self._look()
             troubles = await self._apply(conf)
@@ -64,7 +65,7 @@ class Reload:
 
     async def diff(self, request: Mapping[str, Any], say: Say) -> None:
         """`qmq diff`: what a reload would change now, and why it would be refused."""
-        found = difference(self._gateway.conf, _read(self._gateway.conf.path))
+        found = difference(self._gateway.conf, _read(self._gateway))
         say({
             "process": self._gateway.process, "changes": found.lines, "restart": found.restart,
             "refused": [*found.refused, *self._mail_left(found)],
@@ -78,8 +79,8 @@ class Reload:
         await self._one.acquire()
         try:
             # The main process has looked at its rules before.
-            conf = gateway.conf = gateway.house.conf = load(gateway.conf.path, rules=False)
-            gateway.house.reopen()
+            conf = in_force(gateway.conf, load(gateway.conf.path, rules=False))
+            gateway.use(conf)
             gateway.only = tuple(order["roles"])
             troubles = await gateway.become(gateway.only)
             wanted = {"control", *(listener.word for listener in gateway.listeners(conf))}
@@ -92,7 +93,7 @@ class Reload:
     def _look(self) -> tuple[Conf, Difference]:
         """All that may be wrong is found before anything changes."""
         gateway = self._gateway
-        conf = _read(gateway.conf.path)
+        conf = _read(gateway)
         found = difference(gateway.conf, conf)
         if refused := [*found.refused, *self._mail_left(found)]:
             raise ValueError("\n".join(refused))
@@ -120,8 +121,8 @@ class Reload:
     async def _apply(self, conf: Conf) -> list[str]:
         gateway = self._gateway
         before = {listener.word for listener in gateway.listeners(gateway.conf)}
-        gateway.conf = gateway.house.conf = conf
-        gateway.house.reopen()
+        conf = in_force(gateway.conf, conf)
+        gateway.use(conf)
         roles, crews = gateway.deal(conf)
         troubles = await self._order(crews)
         troubles += await gateway.become(roles)
@@ -166,8 +167,8 @@ class Reload:
         return answer
 
 
-def _read(path: str) -> Conf:
+def _read(gateway: Gateway) -> Conf:
     try:
-        return load(path)
+        return load(gateway.conf.path).at(gateway.only)
     except ConfErrors as errors:
         raise ValueError(str(errors)) from None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -29,6 +30,7 @@ from qmq.admin.words import Say
 from qmq.cord import Cord
 from qmq.service.crews import COMMAND, takes_mail
 from qmq.sockets import Listener
+from qmq.stand_in import adopt
 
 if TYPE_CHECKING:
     from qmq.service.gateway import Gateway
@@ -73,12 +75,14 @@ class Succession:
         """All is up here: the old process need not come back."""
         if self._predecessor is not None:
             self._predecessor.send({"say": "ready"})
+            self._gateway.sockets.own()
 
     def _told(self, message: Mapping[str, Any], _: list[int]) -> None:
         if message.get("say") == "go" and not self._turn.called:
             self._turn.callback(None)
 
     def _orphaned(self) -> None:
+        self._gateway.sockets.own()
         if not self._turn.called:  # killed before it let us begin; its sockets and locks are ours now
             self._turn.callback(None)
 
@@ -106,7 +110,7 @@ class Succession:
             raise ValueError(f"the new process ended ({died}); its words are in the log; the old one goes on") from None
         log.info("process {pid} has taken over", pid=successor.pid)
         say({"step": f"process {successor.pid} is the gateway", "pid": successor.pid})
-        self._tell_supervisor(successor.pid)
+        await self._tell_supervisor(successor.pid)
         self._finish()
 
     def leave(self) -> None:
@@ -182,20 +186,27 @@ class Succession:
             gateway.primary.come_back()
         gateway.resume()
 
-    def _tell_supervisor(self, pid: int) -> None:
-        if not self._gateway.notifier.main_pid(pid):
-            self._gateway.reactor.callLater(0.1, self._tell_supervisor, pid)
+    async def _tell_supervisor(self, pid: int) -> None:
+        """It must hear this of us before we end; a queue of its that is full for long is not waited for."""
+        for _ in range(100):
+            if self._gateway.notifier.main_pid(pid):
+                return
+            await deferLater(self._gateway.reactor, 0.1)
+        log.error("the supervisor was not told of process {pid}", pid=pid)
 
     def _finish(self) -> None:
         """With the last session this process ends; until then it can be asked, under a name of its own."""
         gateway = self._gateway
         gateway.sockets.disown()
+        stands_in = not (gateway.notifier.heirloom or self._stands_in)
+        if stands_in:
+            adopt()
         name = f"{gateway.process}-{os.getpid()}.control"
         gateway.sockets.open([Listener("leaving", path=os.path.join(gateway.conf.general.spool, "run", name))])
         gateway.serve_commands("leaving")
 
         def over(_: Any) -> None:
-            if not (gateway.notifier.heirloom or self._stands_in):
+            if stands_in:
                 # Whoever watches this process (a terminal, a container, svscan) goes on seeing the gateway in it.
                 gateway.reactor.addSystemEventTrigger("after", "shutdown", _stand_in)
             gateway.reactor.stop()

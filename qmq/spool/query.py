@@ -17,7 +17,7 @@ looked for there as octets first, so that little is unpacked in vain.
     attempts         so many or more
     attempts-below   fewer
     error            text in a recipient's latest reply, as in ``451 4.4.1 no answer``; the case of letters is no matter
-    state            waiting, held, in-hand, bouncing, or moving (to another queue)
+    state            waiting, held, in-hand, bouncing, or moving (to another queue, and not held)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from qmq.mail import HELD, NULL_SENDER, Address, Entry, Octets, Reply, Seconds, address, value
+from qmq.mail import HELD, NULL_SENDER, QUEUE, Address, Entry, Octets, Reply, Seconds, address, value
 from qmq.spool.record import BOUNCING_AT
 
 WORDS = (
@@ -34,8 +34,7 @@ WORDS = (
 )  # fmt: skip
 STATES = ("waiting", "held", "in-hand", "bouncing", "moving")
 # The site of what goes to another queue of this gateway.
-MOVING = b"queue:"
-_AFTER_MOVING = b"queue;"
+_AFTER_QUEUE = b"queue;"
 
 Value = int | float | bytes
 FOREVER = float("inf")
@@ -103,7 +102,11 @@ class Query:
             (self.attempts_below < MOST, "attempts < ?", [self.attempts_below]),
             (self.state == "waiting", "due < ?", [HELD]),
             (self.state == "held", "due >= ?", [HELD]),
-            (self.state == "moving", "site >= ? AND site < ?", [MOVING, _AFTER_MOVING]),
+            (
+                self.state == "moving",
+                "site >= ? AND site < ? AND (due IS NULL OR due < ?)",
+                [QUEUE, _AFTER_QUEUE, HELD],
+            ),
             (self.state == "bouncing", f"substr(record, {BOUNCING_AT + 1}, 4) <> zeroblob(4)", []),
             (bool(self.folded), "instr(CAST(lower(CAST(record AS TEXT)) AS BLOB), ?)", [self.folded]),
         ]
@@ -206,9 +209,8 @@ def said(reply: Reply) -> bytes:
 def states(entry: Entry) -> frozenset[str]:
     """The states an entry is in; *due* is None if it is in hand."""
     where = "in-hand" if entry.due is None else "held" if entry.due >= HELD else "waiting"
-    return frozenset(
-        [where, *["bouncing"] * bool(entry.bouncing), *["moving"] * entry.site.startswith(MOVING)]
-    )  # fmt: skip
+    moving = where != "held" and entry.site.startswith(QUEUE)
+    return frozenset([where, *["bouncing"] * bool(entry.bouncing), *["moving"] * moving])
 
 
 def _folded(text: str) -> bytes:

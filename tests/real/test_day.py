@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class DayTests(SynchronousTestCase):
             time.sleep(0.3)
             until(lambda: self.gateway.stat()["zeta"]["queued"] == 0)
             self.edit(lambda text: re.sub(r"13:zeta\n|\[zeta\][^\[]*", "", text))
-            until(lambda: self.reloaded(), 20)
+            until(self.reloaded, 20)
             self.assertNotIn("zeta", self.gateway.stat())
             time.sleep(0.5)
         self.settled(load)
@@ -68,7 +69,7 @@ class DayTests(SynchronousTestCase):
         """A reload that is refused while the last states are a second old."""
         try:
             return self.gateway.command("reload")
-        except Exception:
+        except subprocess.CalledProcessError:
             return ""
 
     def test_restart_by_hand_over(self):

@@ -101,7 +101,7 @@ class PipeTests(SynchronousTestCase):
         self.assertEqual(self.one.marks[b"m"], 1)
 
     def test_survives_restart(self):
-        """What waits is there after a restart, and is delivered."""
+        """What waits is there after a restart, and so is the operator's word: it is delivered when he says so."""
         self.gateway.command("pause", "one")
         self.gateway.client().mail("bob@one.test", mark="m")
         until(lambda: self.gateway.stat()["one"]["queued"] == 1)
@@ -109,6 +109,8 @@ class PipeTests(SynchronousTestCase):
         self.gateway.stop()
         self.gateway.start()
 
+        self.assertTrue(self.gateway.stat()["one"]["paused"])
+        self.gateway.command("resume", "one")
         until(lambda: self.one.marks[b"m"])
         self.assertEqual(self.one.marks[b"m"], 1)
 

@@ -191,7 +191,8 @@ class QueryTests(SynchronousTestCase):
             (entry(due=HELD), {"held"}),
             (entry(due=None), {"in-hand"}),
             (entry(bouncing=((BOB, NEVER),)), {"waiting", "bouncing"}),
-            (entry(b"queue:other", due=HELD), {"held", "moving"}),
+            (entry(b"queue:other"), {"waiting", "moving"}),
+            (entry(b"queue:other", due=HELD), {"held"}),
         ):
             self.assertEqual({state for state in STATES if self.says(made, state=state)}, states)
 

@@ -6,6 +6,7 @@ and *extra* are said in conf-qmq, and `prepare` (before the gateway starts),
 `begin`, `keep` (about ten times a second while it lasts), `end` and `clear` do it.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ from .parts import BENCH, NAME
 
 
 class Skip(Exception):
-    """This fault cannot be had here; says why."""
+    """A fault that cannot be had here; says why."""
 
 
 class Fault:
@@ -232,26 +233,58 @@ class OwnStopped(Own):
         self.signal(bed, signal.SIGCONT)
 
 
+_LEAK = """\
+import os, threading, time
+
+def leak():
+    held = []
+    while True:
+        if os.path.exists("{flag}"):
+            try:
+                held.append(b"x" * (1 << 20))
+            except MemoryError:
+                pass
+        elif held:
+            held = []
+        time.sleep(0.02)
+
+if os.environ.get("QMQ_CHILD") == "worker-{name}":
+    threading.Thread(target=leak, daemon=True).start()
+"""
+
+
 class OwnMemory(Own):
+    """A leak in its worker, of 50 MB a second; what bounds it is its `memory`, and RLIMIT_AS where that is not kept."""
+
     word = "own-memory"
-    what = "its own worker has no memory left to ask for (RLIMIT_AS at what it has)"
+    what = "its own worker leaks 50 MB a second, to its memory limit of 128 MB"
+    section = "process = own\nmemory = 128M"
+
+    def prepare(self, bed, sinks, options):
+        self.flag = os.path.join(bed.folder, "leak")
+        (Path(bed.folder) / "sitecustomize.py").write_text(_LEAK.format(flag=self.flag, name=NAME), encoding="utf-8")
+        bed.environ["PYTHONPATH"] += os.pathsep + bed.folder
+
+    def begin(self, bed, sinks):
+        super().begin(bed, sinks)
+        Path(self.flag).touch()
 
     def keep(self, bed, sinks):
         pid = bed.worker()
-        if pid is None or pid in self._done:
-            return
-        try:
-            pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[0])
-            if pages > 20_000:  # it has begun to be one
-                resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
-                self._done.add(pid)
-        except (OSError, ValueError):
-            pass  # it has just ended
+        if pid is not None and pid not in self._done:
+            _bound(pid, 512 << 20)
+            self._done.add(pid)
 
     def end(self, bed, sinks):
-        pid = bed.worker()
-        if pid is not None:
-            resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        Path(self.flag).unlink()
+        if (pid := bed.worker()) is not None:
+            _bound(pid, resource.RLIM_INFINITY)
+
+
+def _bound(pid, octets):
+    """Address space of a process, threads' stacks included; one that has just ended needs none."""
+    with contextlib.suppress(OSError):
+        resource.prlimit(pid, resource.RLIMIT_AS, (octets, resource.RLIM_INFINITY))
 
 
 class Preloaded(Destination):

@@ -116,7 +116,8 @@ class Load:
 
     def __init__(self, folder, **plan):
         self._file = os.path.join(folder, "jobs")
-        self.process = child("source", json.dumps({"file": self._file, "instances": INSTANCES, "faulty": FAULTY, **plan}))
+        plan |= {"file": self._file, "instances": INSTANCES, "faulty": FAULTY}
+        self.process = child("source", json.dumps(plan))
         if self.process.stdout.readline() != "ready\n":
             raise RuntimeError("the load generator could not open its sessions")
 

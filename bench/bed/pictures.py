@@ -9,14 +9,14 @@ import os
 import matplotlib as mpl
 
 mpl.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend first
+from matplotlib import pyplot as plt
 
-from . import figures  # noqa: E402
+from . import figures
 
 _OTHERS, _BASE, _BAD, _FAULT = "#31688e", "#8a8a8a", "#c0392b", "#f3e3c3"
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "qmq", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False,
-    "axes.spines.right": False, "figure.constrained_layout.use": True,
+    "svg.fonttype": "none", "svg.hashsalt": "qmq", "font.family": "sans-serif", "font.size": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def spent(before, after, seconds):
     """
     Cores kept busy by each process; "elsewhere" is what was neither ours nor idle.
 
-    A worker that took another's place in between is counted from its start; what one that is gone had used is elsewhere.
+    A worker that took another's place is counted from its start; what one that is gone had used is elsewhere.
     """
     busy = {name: round(max(0.0, used - before.get(name, 0)) / seconds, 3) for name, used in after.items()}
     whole = busy.pop("machine")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 @dataclass
 class Plan:
     """
-    *seconds* 0 messages are never due: without a *rate*, the next is sent when one was answered, *most* seconds long.
+    *seconds* of load: at a *rate*, by the clock; without one, a session sends its next message when it has its answer.
 
     *first* is the number of the first message; message n is for instance n modulo *instances*. What instance
     *faulty* gets comes from an address of its own, so that a client's setting can be about it alone.
@@ -87,7 +87,7 @@ class Session(asyncio.Protocol):
             self.idle()
         elif self.state == "envelope":
             self.want -= 1
-            if code[0] in "45" and not self.refused:
+            if code[:1] in {"4", "5"} and not self.refused:
                 self.refused = code
             if not self.want:
                 if code == "354":
@@ -124,6 +124,12 @@ class Session(asyncio.Protocol):
         self.state = "gone"
 
 
+def text(octets):
+    """A message of about that size, with room for its number."""
+    line = b"The quick brown fox jumps over the lazy dog, and again, and again.\r\n"
+    return b"From: a@source.test\r\nSubject: bed\r\nX-Bed: %d\r\n\r\n" + line * (octets // len(line)) + b".\r\n"
+
+
 class Source:
     """
     All sessions. A message is a list: number, instance, when it was due, sent, answered, the code.
@@ -143,10 +149,7 @@ class Source:
         self.opening = [0] * plan.instances
         self.having = [0] * plan.instances
         self.calls = set()
-        head = b"From: a@source.test\r\nSubject: bed %d\r\nX-Bed: %d\r\n\r\n" % (7, 7)
-        fill = b"The quick brown fox jumps over the lazy dog, and again, and again.\r\n"
-        body = (fill * (plan.octets // len(fill) + 1))[: plan.octets - len(head) - 2].replace(b"%", b"%%") + b"\r\n"
-        self.text = b"From: a@source.test\r\nSubject: bed\r\nX-Bed: %d\r\n\r\n" + body + b".\r\n"
+        self.text = text(plan.octets)
         self.ending = False
 
     def dial(self, instance):

@@ -74,11 +74,16 @@ class Commands:
             return None
 
     def argv(self, command: str) -> list[str]:
-        """The words of a command line, the first of them a path; raises ValueError with a text for the operator."""
-        words = shlex.split(command)
-        if not words:
-            raise ValueError("no program is named; say its path")
-        return [executable(words[0], self._folder), *words[1:]]
+        """As qmq.commands.argv."""
+        return argv(command, self._folder)
+
+
+def argv(command: str, folder: str) -> list[str]:
+    """The words of a command line, the first of them a path; raises ValueError with a text for the operator."""
+    words = shlex.split(command)
+    if not words:
+        raise ValueError("no program is named; say its path")
+    return [executable(words[0], folder), *words[1:]]
 
 
 def strange(command: str, code: Exit) -> None:

@@ -7,9 +7,11 @@ Each function adds to the findings; none changes anything.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from qmq.commands import argv
 from qmq.conf import clients, retired
 from qmq.conf.control import Folder
 from qmq.conf.ground import Ground
@@ -35,6 +37,7 @@ def verify(conf: Conf, document: Document, findings: Findings) -> None:
     _lifetimes(conf, findings)
     _overflows(conf, findings)
     _bounds(conf, findings)
+    _filters(conf, findings)
     retired.verify(conf, document, findings)
     _certificate(conf, findings)
 
@@ -50,6 +53,12 @@ def _names(conf: Conf, document: Document, findings: Findings) -> None:
                 f"write {planned.text}:{planned.name}1",
             )
             continue
+        if planned.name == "run" or re.fullmatch(r"primary-[0-9]+", planned.name):
+            findings.error(
+                planned.at,
+                f"the name {planned.name} is taken by a folder of qmq's own below spool",
+                f"write {planned.text}:{planned.name.replace('-', '')}1",
+            )
         try:
             word(planned.name)  # it names a folder and a section
         except BadValue as bad:
@@ -223,6 +232,24 @@ def _overflows(conf: Conf, findings: Findings) -> None:
         else:
             continue
         findings.error(at, f"overflow: {name} {what}", remedy)
+
+
+def _filters(conf: Conf, findings: Findings) -> None:
+    """A filter is there, and its answer comes before the primary gives the hand-over up."""
+    for instance in conf.instances:
+        if not instance.filter or instance.handover.host:
+            continue
+        try:
+            argv(instance.filter, os.path.dirname(conf.path))
+        except ValueError as error:
+            findings.error(
+                place(conf, instance, "filter"), f"filter: {error}", "write the program's path, then its words"
+            )
+        most = conf.primary.handover_time
+        if instance.filter_time >= most:
+            at = place(conf, instance, "filter-time")
+            said = duration_text(most)
+            findings.error(at, f"filter-time: a hand-over is given up after {said}", f"write less than {said}")
 
 
 def _first_of_circle(conf: Conf, start: Instance) -> bool:

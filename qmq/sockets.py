@@ -23,6 +23,7 @@ from twisted.internet import tcp
 from twisted.internet.unix import Port
 
 from qmq.mail import Seconds, value
+from qmq.paths import reachable
 
 # Names the sockets that a parent process has opened for this one: "WORD=FD WORD=FD".
 INHERITED = "QMQ_SOCKETS"
@@ -52,24 +53,6 @@ class Listener:
 
 class CannotListen(Exception):
     """A socket could not be opened; the text says which and what to do."""
-
-
-def reachable(path: str) -> str:
-    """The path of a unix socket, short enough for the kernel (108 octets)."""
-    if len(os.fsencode(path)) < 104:
-        return path
-    # Through a descriptor of the folder, which stays open for the process's life.
-    folder, name = os.path.split(path)
-    return f"/proc/self/fd/{_folder(folder)}/{name}"
-
-
-_folders: dict[str, int] = {}
-
-
-def _folder(path: str) -> int:
-    if path not in _folders:
-        _folders[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    return _folders[path]
 
 
 class Sockets:

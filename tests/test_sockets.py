@@ -9,6 +9,7 @@ from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq import sockets
+from qmq.paths import reachable
 from qmq.sockets import CannotListen, Listener, Sockets
 from tests.cords import Reactor
 
@@ -236,7 +237,7 @@ class SocketsTests(SynchronousTestCase):
 
         made = self.sockets(listener)
 
-        self.assertTrue(self.connects(sockets.reachable(listener.path)))
+        self.assertTrue(self.connects(reachable(listener.path)))
         made.close()
         self.assertFalse(os.path.exists(listener.path))
 

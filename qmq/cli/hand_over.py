@@ -16,7 +16,7 @@ from typing import IO, cast
 import click
 
 from qmq.mail import Envelope, FileBody, Message, Octets, Replies, Reply, Seconds
-from qmq.sockets import reachable
+from qmq.paths import reachable
 from qmq.wire.qmtp_client import QMTPClientWire
 
 _PATIENCE: Seconds = 120  # as the primary waits for an instance

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 
 from qmq.conf.written import Findings, Written
 
+# Where the stores are unless [qmq] says so, beside conf-qmq.
+SPOOL = "var/spool"
+
 _SECTION = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]")  # [listen [::]:25] has brackets within
 _SETTING = re.compile(r"([^=:]*?)\s*[=:]\s*(.*)")
 _COMMENT = re.compile(r"(?:^|\s)[#;].*")

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from qmq.conf import units
+from qmq.conf.read import SPOOL
 from qmq.conf.units import BadValue
 from qmq.conf.words import WORDS
 from qmq.deliver.dial import parse_site
@@ -175,7 +176,7 @@ GENERAL = (
     Setting("me", units.host_name, "", "this gateway's host name", "control/me; one of the two must say it"),
     Setting("user", str, "", "account to become once the ports are open", "stay who started it",
             nothing="whoever starts it"),
-    Setting("spool", path, "var/spool", "folder of the stores, one below it for each instance"),
+    Setting("spool", path, SPOOL, "folder of the stores, one below it for each instance"),
     _count("workers", "", "processes for the instances; 0: everything in one process", "cores - 1, at least 1",
            ceiling=256),
     Setting("worker-memory", units.or_none("none", units.octets), "2G",

@@ -23,6 +23,7 @@ from qmq.conf.model import Conf
 from qmq.cord import CHILD
 from qmq.lifeline import Lifeline
 from qmq.notify import Notifier, listen_fds, matched
+from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
 from qmq.routing.states import States
@@ -34,7 +35,7 @@ from qmq.service.instance import InstanceService
 from qmq.service.primary import PrimaryService
 from qmq.service.reload import Reload
 from qmq.service.succession import Succession
-from qmq.sockets import CannotListen, Listener, Sockets, reachable
+from qmq.sockets import CannotListen, Listener, Sockets
 
 log = Logger()
 

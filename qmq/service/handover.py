@@ -13,10 +13,10 @@ from qmq.deliver.destinations import Destinations
 from qmq.deliver.dial import Dialler
 from qmq.deliver.manner import Manner
 from qmq.deliver.qmtp import QMTPClient
+from qmq.paths import reachable
 from qmq.routing.hops import ByDestination, InProcess, stop_all
 from qmq.service.common import House
 from qmq.service.instance import InstanceService, unix_path
-from qmq.sockets import reachable
 
 
 class Hops(Mapping[str, Any]):

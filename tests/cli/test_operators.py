@@ -430,7 +430,7 @@ class ConfTests(OperatorsTestCase):
         here = os.getcwd()
         self.addCleanup(os.chdir, here)
         os.chdir(self.folder())
-        self.assertIn("/etc/qmq/conf-qmq", str(CliRunner().invoke(commands, ["stat"]).exception))
+        self.assertIn("/etc/qmq/conf-qmq", CliRunner().invoke(commands, ["stat"]).output)
 
         os.chdir(os.path.dirname(self.conf))
 

@@ -7,13 +7,12 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, FirstError, ensureDeferred, gatherResults, maybeDeferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -26,12 +25,12 @@ from qmq.notify import Notifier, listen_fds, matched
 from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
-from qmq.routing.states import States
 from qmq.service.common import House, open_house, say
 from qmq.service.crews import COMMAND, Roles, crew, crews, free_stores, listeners, takes_mail
 from qmq.service.handover import Hops
 from qmq.service.heirs import Heirs
 from qmq.service.instance import InstanceService
+from qmq.service.known import Known
 from qmq.service.primary import PrimaryService
 from qmq.service.reload import Reload
 from qmq.service.succession import Succession
@@ -60,9 +59,7 @@ class Gateway(MultiService):
         self.reloading = Reload(self)
         self.succession = Succession(self, environ)
         self.process = self.child or ("-".join(only) if only else "main")
-        self.states = States(reactor.seconds)
-        self.known: dict[str, dict[str, Any]] = {}  # of instances in workers: what was last heard
-        self.waiting: dict[str, dict[str, int]] = {}  # of workers that take mail: what they keep for whom
+        self.known = Known(self)
         self.stores: tuple[str, ...] = ()  # of the primaries that are ours or our workers'
         self.roles: Roles = ()  # of this process
         self.crews: dict[str, Roles] = {}
@@ -71,11 +68,9 @@ class Gateway(MultiService):
         self.primary: PrimaryService | None = None
         self.workers: Workers | None = None
         self.heirs: Heirs | None = None
-        self.notifier = Notifier(environ, reactor, self._status)
+        self.notifier = Notifier(environ, reactor, self.known.line)
         self._environ = environ
         self._house: House | None = None
-        self._watch = LoopingCall(self._tell)
-        self._watch.clock = reactor
         self.control: Any = None  # the port that commands come to
 
     # To start
@@ -149,7 +144,7 @@ class Gateway(MultiService):
                 "leave": lambda *_: self.succession.leave(),
             }
             self.lifeline = Lifeline(
-                self.reactor, self._beat, orders, told=self._told, orphaned=self.sockets.let_go,
+                self.reactor, self.known.beat, orders, told=self.known.told, orphaned=self.sockets.let_go,
                 grace=self.conf.general.stop + 25,
             )  # fmt: skip
         super().startService()
@@ -170,7 +165,7 @@ class Gateway(MultiService):
         self._inherit()
         if self.crews:
             self.start_workers()
-        self._watch.start(1).addErrback(lambda failure: log.failure("the watch broke", failure))
+        self.known.start()
         gatherResults(started, consumeErrors=True).addCallbacks(self._up, self._trouble)
 
     def resume(self) -> None:
@@ -189,7 +184,9 @@ class Gateway(MultiService):
         for role in roles:
             service: InstanceService | PrimaryService
             if takes_mail(role):
-                service = self.primary = PrimaryService(self.house, self.sockets, self.instances, self.states, role)
+                service = self.primary = PrimaryService(
+                    self.house, self.sockets, self.instances, self.known.states, role
+                )
             else:
                 service = self.instances[role] = InstanceService(
                     self.house, self.conf.instance(role), self.sockets,
@@ -217,12 +214,6 @@ class Gateway(MultiService):
             started.addErrback(lambda failure: log.error("{error}", error=failure.getErrorMessage()))
         return troubles
 
-    def forget_gone(self) -> None:
-        """What is known of instances that no worker has."""
-        runs = {role for roles in self.crews.values() for role in roles}
-        for name in set(self.known) - runs:
-            del self.known[name]
-
     def deal(self, conf: Conf) -> tuple[Roles, dict[str, Roles]]:
         """What this process runs, and what its workers run."""
         names = [i.name for i in conf.instances if not i.handover.host]
@@ -244,7 +235,7 @@ class Gateway(MultiService):
 
     def _inherit(self) -> None:
         if self.stores and not self.child:
-            self.heirs = Heirs(self.house, self.instances, self.states, lambda: self.stores)
+            self.heirs = Heirs(self.house, self.instances, self.known.states, lambda: self.stores)
             self.heirs.setServiceParent(self)
 
     def listeners(self, conf: Conf) -> list[Listener]:
@@ -263,11 +254,11 @@ class Gateway(MultiService):
         """Those of `crews`."""
         command = [*COMMAND, "--conf", self.conf.path]
         self.workers = Workers(
-            self.reactor, self.sockets, command, told=self._heard, away=self._away,
+            self.reactor, self.sockets, command, told=self.known.heard, away=self.known.away,
             all_ready=self._ready, stop_seconds=self.conf.general.stop,
         )  # fmt: skip
         for name, roles in self.crews.items():
-            self.note_away(roles)
+            self.known.note_away(roles)
             new = crew(self.conf, name, roles)
             self.given[name] = new.words
             self.workers.add(new)
@@ -279,7 +270,7 @@ class Gateway(MultiService):
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        self._tell()
+        self.known.tell()
         if self.child:
             self.lifeline.setServiceParent(self)
             self._open_control(50)
@@ -328,59 +319,6 @@ class Gateway(MultiService):
         if self.reactor.running:
             self.reactor.stop()
 
-    # What is known of the instances
-
-    def _tell(self) -> None:
-        """Once a second: the states, to whoever takes mail."""
-        for name, service in self.instances.items():
-            self.states.tell(name, service.state())
-        for name, state in self.known.items():
-            if state.get("away"):
-                self.states.tell(name, state)
-        if self.workers is not None:
-            for name in self.crews:
-                if takes_mail(name):
-                    self.workers.tell(name, {"states": self.known})
-
-    def _heard(self, worker: str, said: Mapping[str, Any]) -> None:
-        if said.get("leaving"):
-            return
-        for name, state in said["states"].items():
-            if takes_mail(name):
-                self.waiting[worker] = state["waiting"]
-            elif name in self.crews.get(worker, ()):
-                self.known[name] = state
-                self.states.tell(name, state)
-
-    def _away(self, worker: str) -> None:
-        self.note_away(self.crews.get(worker, ()))
-
-    def note_away(self, roles: Sequence[str]) -> None:
-        """Their worker does not run, or does not speak."""
-        for name in roles:
-            if not takes_mail(name):
-                self.known[name] = {**self.known.get(name, {}), "away": True}
-                self.states.tell(name, self.known[name])
-
-    def _told(self, facts: Mapping[str, Any]) -> None:
-        """By the main process."""
-        for name, state in facts.get("states", {}).items():
-            self.states.tell(name, state)
-
-    def _beat(self) -> dict[str, Any]:
-        states: dict[str, Any] = {name: service.state() for name, service in self.instances.items()}
-        if self.primary is not None:
-            states[self.stores[0]] = {"waiting": self.primary.kept.left()}
-        return states
-
-    def queued(self, name: str) -> int:
-        """Messages that an instance of ours holds, and that are kept for it; as it said a second ago."""
-        service = self.instances.get(name)
-        count: int = self.known.get(name, {}).get("queued", 0) if service is None else service.spool.messages
-        kept = [self.primary.kept.left()] if self.primary is not None else []
-        kept += [self.heirs.left()] if self.heirs is not None else []
-        return count + sum(left.get(name, 0) for left in [*kept, *self.waiting.values()])
-
     # For people
 
     def queues(self) -> dict[str, Any]:
@@ -402,14 +340,6 @@ class Gateway(MultiService):
             about["primary"] = self.primary.about()
         return about
 
-    def _status(self) -> str:
-        """One line for systemctl status."""
-        names = [*self.instances, *self.known]
-        queued = sum(self.queued(name) for name in names)
-        sessions = f"{self.primary.about()['sessions']} sessions, " if self.primary is not None else ""
-        away = [name for name, state in self.known.items() if state.get("away")]
-        return f"{sessions}{queued} messages in {len(names)} queues{', away: ' + ' '.join(away) if away else ''}"
-
     def due_now(self) -> None:
         """SIGALRM, as for qmail-send: everything is due."""
         for service in self.instances.values():
@@ -422,8 +352,7 @@ class Gateway(MultiService):
     def stopService(self) -> Deferred[None]:
         """Workers and instances finish or give back what is in flight."""
         self.notifier.stopping()
-        if self._watch.running:
-            self._watch.stop()
+        self.known.stop()
         stopped: Deferred[None] = super().stopService()
         return stopped.addBoth(self._last)
 

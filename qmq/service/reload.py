@@ -110,7 +110,7 @@ class Reload:
 
     def _mail_left(self, found: Difference) -> list[str]:
         """Instances that are to go, and still have mail."""
-        left = [(name, self._gateway.queued(name)) for name in found.removed]
+        left = [(name, self._gateway.known.queued(name)) for name in found.removed]
         return [
             f"{name} still has mail ({count} messages): say where it goes, `retired = {name}=OTHER` in [qmq], "
             f"or have it delivered first: qmq drain {name}"
@@ -144,9 +144,9 @@ class Reload:
         await gatherResults(ended, consumeErrors=True)
         for name, roles in crews.items():
             if name not in before:
-                gateway.note_away(roles)
+                gateway.known.note_away(roles)
                 gateway.workers.add(crew(gateway.conf, name, roles))
-        gateway.forget_gone()
+        gateway.known.forget_gone()
         return troubles
 
     async def _order_one(self, name: str, roles: Roles, before: Roles) -> list[str]:
@@ -155,7 +155,7 @@ class Reload:
         assert workers is not None
         new = crew(gateway.conf, name, roles)
         fresh = [role for role in roles if role not in before]
-        gateway.note_away(fresh)
+        gateway.known.note_away(fresh)
         known = set(gateway.given.get(name, ()))
         words = [word for word in new.words if word not in known]
         gateway.given[name] = new.words

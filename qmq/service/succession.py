@@ -156,7 +156,7 @@ class Succession:
     async def _let_go(self) -> None:
         """Of the stores; the ways to the queues of this process lead to the new one's from here on."""
         gateway = self._gateway
-        gateway.known.clear()
+        gateway.known.forget()
         here = list(gateway.instances.values())
         gateway.instances.clear()
         ending: list[Deferred[Any]] = []

@@ -100,18 +100,29 @@ class Known:
             states[self._gateway.stores[0]] = {"waiting": self._gateway.primary.kept.left()}
         return states
 
-    def queued(self, name: str) -> int:
-        """Messages that an instance of ours holds, and that are kept for it; as it said a second ago."""
-        service = self._gateway.instances.get(name)
-        count: int = self._known.get(name, {}).get("queued", 0) if service is None else service.spool.messages
-        kept = [self._gateway.primary.kept.left()] if self._gateway.primary is not None else []
-        kept += [self._gateway.heirs.left()] if self._gateway.heirs is not None else []
+    def queued(self, name: str) -> int | None:
+        """
+        Messages that an instance of ours holds, and that are kept for it, as it said a second ago.
+
+        None: nobody knows, for its process is away.
+        """
+        gateway = self._gateway
+        service, state = gateway.instances.get(name), self._known.get(name, {})
+        if service is not None:
+            state = service.state()
+            count: int | None = None if state.get("away") else service.spool.messages
+        else:
+            count = None if state.get("away") else state.get("queued")
+        kept = [gateway.primary.kept.left()] if gateway.primary is not None else []
+        kept += [gateway.heirs.left()] if gateway.heirs is not None else []
+        if count is None:
+            return None
         return count + sum(left.get(name, 0) for left in [*kept, *self._waiting.values()])
 
     def line(self) -> str:
         """One line for systemctl status."""
         names = [*self._gateway.instances, *self._known]
-        queued = sum(self.queued(name) for name in names)
+        queued = sum(self.queued(name) or 0 for name in names)
         sessions = (
             f"{self._gateway.primary.about()['sessions']} sessions, " if self._gateway.primary is not None else ""
         )

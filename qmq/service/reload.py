@@ -90,13 +90,21 @@ class Reload:
         finally:
             self._one.release()
 
+    def consider(self) -> tuple[Conf, Difference]:
+        """What conf-qmq says now, and how it differs; raises ConfErrors, and ValueError if that must not be."""
+        conf = load(self._gateway.conf.path).at(self._gateway.only)
+        found = difference(self._gateway.conf, conf)
+        if refused := [*found.refused, *self._mail_left(found)]:
+            raise ValueError("\n".join(refused))
+        return conf, found
+
     def _look(self) -> tuple[Conf, Difference]:
         """All that may be wrong is found before anything changes."""
         gateway = self._gateway
-        conf = _read(gateway)
-        found = difference(gateway.conf, conf)
-        if refused := [*found.refused, *self._mail_left(found)]:
-            raise ValueError("\n".join(refused))
+        try:
+            conf, found = self.consider()
+        except ConfErrors as errors:
+            raise ValueError(str(errors)) from None
         fresh = [listener for listener in gateway.listeners(conf) if listener.word not in gateway.sockets]
         try:
             gateway.make_folders(conf)
@@ -110,12 +118,12 @@ class Reload:
 
     def _mail_left(self, found: Difference) -> list[str]:
         """Instances that are to go, and still have mail."""
-        left = [(name, self._gateway.known.queued(name)) for name in found.removed]
+        left = {name: self._gateway.known.queued(name) for name in found.removed}
         return [
-            f"{name} still has mail ({count} messages): say where it goes, `retired = {name}=OTHER` in [qmq], "
+            f"{name} {_still(count)}: say where it goes, `retired = {name}=OTHER` in [qmq], "
             f"or have it delivered first: qmq drain {name}"
-            for name, count in left
-            if count
+            for name, count in left.items()
+            if count != 0
         ]
 
     async def _apply(self, conf: Conf) -> list[str]:
@@ -165,6 +173,12 @@ class Reload:
         except Exception as error:  # noqa: BLE001 - told; a worker that is started again goes by the new file
             return [f"{name}: {error}"]
         return answer
+
+
+def _still(count: int | None) -> str:
+    if count is None:
+        return "does not run now, so nobody knows what mail it still has"
+    return f"still has mail ({count} messages)"
 
 
 def _read(gateway: Gateway) -> Conf:

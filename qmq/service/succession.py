@@ -13,6 +13,7 @@ nothing: the old one goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -27,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.admin.words import Say
+from qmq.conf.written import ConfErrors
 from qmq.cord import Cord
 from qmq.service.crews import COMMAND, takes_mail
 from qmq.sockets import Listener
@@ -93,6 +95,9 @@ class Succession:
         gateway = self._gateway
         if self.leaving or self._successor is not None:
             raise ValueError("a restart is under way")
+        # A file that is wrong by our lights may be right by those of a new version; then it says so itself.
+        with contextlib.suppress(ConfErrors):
+            gateway.reloading.consider()
         successor = self._successor = self._start()
         try:
             await successor.says("loaded")

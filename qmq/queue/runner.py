@@ -350,8 +350,9 @@ class Queue(MultiService):
         self._tell_watchers()
 
     def _tell_watchers(self) -> None:
-        while self._watchers:
-            self._watchers.pop().callback(None if self._opened is True else self._opened)  # type: ignore[arg-type]  # or Failure
+        watchers, self._watchers = self._watchers, []  # who is told may wait anew, for the next attempt
+        for watcher in watchers:
+            watcher.callback(None if self._opened is True else self._opened)  # type: ignore[arg-type]  # or Failure
 
     def stopService(self) -> Deferred[None]:
         """Start nothing new, wait for what is on its way, cut it at last; then give the rest back and close."""

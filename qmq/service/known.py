@@ -43,8 +43,11 @@ class Known:
             self._watch.stop()
 
     def forget(self) -> None:
-        """All that workers said."""
+        """All that workers said: whoever was away is to be dialled again."""
+        names = list(self._known)
         self._known.clear()
+        for name in names:
+            self.states.tell(name, {})
 
     def forget_gone(self) -> None:
         """What is known of instances that no worker has."""

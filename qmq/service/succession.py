@@ -108,6 +108,7 @@ class Succession:
             await self._let_go()
             say({"step": "the stores are free"})
             await successor.says("ready")
+            gateway.known.forget()  # our workers have ended, and the new ones listen at the same sockets
         except _Died as died:
             self._successor = None
             if self.leaving:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -651,6 +652,30 @@ class ServiceTests(SynchronousTestCase):
 
         self.failureResultOf(started, SpoolTrouble)
         self.assertEqual(house.log.warnings(), ["q2: start: held by pid 7"])
+
+    def test_waited_for_anew(self) -> None:
+        """Who waits again at once, when a spool could not be opened, hears of the next attempt, not of this one again."""
+        house = House()
+        house.spool.start = lambda: fail(SpoolTrouble("read-only"))  # type: ignore[method-assign]
+        queue = Queue(
+            "q2", house.spool, house.destinations, house.site_of, terms(), None, house.clock, house.wall, house.log,
+        )  # fmt: skip
+        heard: list[object] = []
+
+        def wait() -> None:
+            queue.started().addErrback(again)
+
+        def again(failure: Failure) -> None:
+            heard.append(failure.type)
+            assert len(heard) < 10
+            wait()
+
+        wait()
+        queue.startService()
+
+        self.assertEqual(heard, [SpoolTrouble])
+        house.clock.advance(10)
+        self.assertEqual(heard, [SpoolTrouble] * 2)
 
     def test_stop(self) -> None:
         """On TERM what is on its way ends, the rest is given back due at once, and nothing is lost or doubled."""

@@ -89,6 +89,16 @@ class DayTests(SynchronousTestCase):
         stats = self.gateway.command("stat", "--json")
         self.assertNotIn(f'"pid": {first}', stats)
 
+    def test_old_sessions_deliver(self):
+        """What comes by a session older than a restart is delivered at once, however long that session lasts."""
+        client = self.gateway.client()
+        for n in range(2):
+            self.gateway.command("restart")
+            for name in ("alpha", "beta"):
+                self.assertTrue(client.mail(f"a@{name}.test", mark=f"old-{name}{n}").startswith(b"250"))
+            until(lambda n=n: self.sink.marks[b"old-alpha%d" % n] and self.sink.marks[b"old-beta%d" % n], 8)
+        self.assertTrue(client.say("QUIT").startswith(b"221"))
+
     def test_bad_file_changes_nothing(self):
         """A configuration with an error is told with its line, and everything goes on as before."""
         self.add("delta", 11, "concurrency = many")

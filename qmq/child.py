@@ -6,6 +6,7 @@ Nothing here judges or starts it again; qmq.processes does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -103,6 +104,17 @@ class Child(ProcessProtocol):
         self._cord = Cord(self._reactor, ours, self._hear, self._cut)
         self._cord.start()
         self.bound(self.crew)
+        self._schedule(os.SCHED_BATCH)
+
+    def begun(self) -> None:
+        """It has been heard for the first time: from now on it is served like all others."""
+        self._schedule(os.SCHED_OTHER)
+
+    def _schedule(self, policy: int) -> None:
+        """While it starts, which takes a core for half a second, it gives way to those who have mail."""
+        if self.pid:
+            with contextlib.suppress(OSError):  # gone, or forbidden here
+                os.sched_setscheduler(self.pid, policy, os.sched_param(0))
 
     @property
     def pid(self) -> int:

@@ -221,8 +221,12 @@ def to_descriptor(fd: int) -> Write:
     def write(batch: bytes) -> None:
         done = 0
         while done < len(batch):
+            end = done + _PIECE
+            if end < len(batch):
+                # Others write to it as well: a piece ends with a line, if it can.
+                end = batch.rfind(b"\n", done, end) + 1 or end
             try:
-                done += put(batch[done : done + _PIECE])
+                done += put(batch[done:end])
             except BlockingIOError as full:
                 raise BlockingIOError(full.errno, full.strerror, done) from full
 

@@ -227,6 +227,8 @@ class Workers(Service):
             self._children[name] = child
 
     def _hear(self, child: Child, said: dict[str, Any]) -> None:
+        if child.heard is None:
+            child.begun()
         child.heard = self._reactor.seconds()
         child.away = False
         child.leaving = bool(said.get("leaving"))

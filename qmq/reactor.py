@@ -15,6 +15,9 @@ import time
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 
+# Measured with one queue at full speed: 99th percentile of the others' delays 22 ms by Python's own 5 ms, 14 by this.
+_SWITCH = 0.0005
+
 
 class MonotonicEPollReactor(EPollReactor):
     """Epoll on monotonic time."""
@@ -39,6 +42,12 @@ class MonotonicEPollReactor(EPollReactor):
 
 
 def install() -> None:
-    """Make it the process's reactor, unless there is one already (`twistd --reactor`, a test)."""
+    """
+    Make it the process's reactor, unless there is one already (`twistd --reactor`, a test).
+
+    Threads that write to disk hand the interpreter over ten times as soon as
+    Python has them do: what waits for the loop meanwhile is everybody's mail.
+    """
+    sys.setswitchinterval(_SWITCH)
     if "twisted.internet.reactor" not in sys.modules:
         installReactor(MonotonicEPollReactor())

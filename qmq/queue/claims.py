@@ -23,6 +23,9 @@ from qmq.mail import Entry, Seconds
 _TROUBLE: Seconds = 10
 # A wall clock that moves so much against the monotonic one has been set.
 _JUMP: Seconds = 5
+# A whole window that was not even tried is mail for dead hosts: a hundred thousand of it would keep a core busy
+# with saying so, while others in this process have mail to deliver.
+_DEAD: Seconds = 0.1
 # Entries claimed at once.
 _BATCH = 100
 
@@ -46,7 +49,7 @@ class Claims:
         wall: Callable[[], Seconds],
         nap: Seconds,
         room: Callable[[], int],
-        take_up: Callable[[Entry, Seconds], None],
+        take_up: Callable[[Entry, Seconds], bool],
         warn: Callable[[str], None],
         ended: Callable[[], None],
     ) -> None:
@@ -80,9 +83,12 @@ class Claims:
 
     def soon(self) -> None:
         """Claim after the reactor's other business, and in no recursion."""
+        self._soon_after(0)
+
+    def _soon_after(self, pause: Seconds) -> None:
         if self._runs and not self._soon:
             self._soon = True
-            self._clock.callLater(0, self._now)
+            self._clock.callLater(pause, self._now)
 
     def wake(self, due: Seconds) -> None:
         """Something falls due then: sleep no longer."""
@@ -127,9 +133,10 @@ class Claims:
 
     def _claimed(self, entries: Sequence[Entry], now: Seconds, limit: int) -> None:
         self.claiming = False
+        tried = False
         for entry in entries:
             try:
-                self._take_up(entry, now)
+                tried = self._take_up(entry, now) or tried
             except Exception:  # noqa: BLE001 - a fault of ours, told; the others must not stay behind for it
                 log.failure("could not take up entry {number}", number=entry.number)
         if not self._runs:
@@ -143,7 +150,7 @@ class Claims:
         self.more = True
         self._sleep(None)
         if self._room() >= limit:
-            self.soon()  # they came and went; else whoever makes room asks for more
+            self._soon_after(0 if tried else _DEAD)  # they came and went; else whoever makes room asks for more
 
     def _failed(self, failure: Failure, what: str) -> None:
         self.claiming = False

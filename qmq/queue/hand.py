@@ -23,12 +23,15 @@ from qmq.interfaces import ISpool
 from qmq.mail import HELD, QUEUE, Body, Entry, Message, Reply, Seconds
 from qmq.queue.claims import Claims
 from qmq.queue.ledger import Ledger
+from qmq.queue.schedule import parse_schedule
 from qmq.queue.settle import Order, may, obey, settle, stays
 from qmq.queue.telling import Telling
 from qmq.queue.terms import Terms
 
 # Mail for which there is no room comes back after this, and up to as much again.
 _NO_ROOM: Seconds = 30
+# What is not taken over by another queue of ours: its worker may be back soon, whatever hosts need.
+_MOVES = parse_schedule("1s 2s 5s 10s*6 30s*10 1m*60 5m")
 
 
 class Hand:
@@ -147,14 +150,14 @@ class Hand:
     def _attempted(self, entry: Entry, replies: Sequence[Reply], started: Seconds, read: bool = True) -> None:
         now = self._wall()
         terms = self.terms
-        lifetime = terms.lifetime_of(entry.message.envelope.sender)
+        schedule, lifetime = terms.schedule, terms.lifetime_of(entry.message.envelope.sender)
         if entry.site.startswith(QUEUE):
             # It may have been taken there: that is no failure, and is not to be told as one. It ages there.
-            replies, lifetime = [stays(reply) for reply in replies], inf
+            replies, schedule, lifetime = [stays(reply) for reply in replies], _MOVES, inf
         order = self._order(entry)
         if order is not None and order.word == "bounce":
             replies = [order.reply if reply.temporary else reply for reply in replies]
-        settled = settle(entry, replies, started, now, terms.schedule, lifetime, self._jitter())
+        settled = settle(entry, replies, started, now, schedule, lifetime, self._jitter())
         self._ledger.enter(entry, settled, now - entry.born)
         if order is not None and (entry.due is not None or order.word == "delete"):
             self._obey(order, entry, now)
@@ -185,10 +188,10 @@ class Hand:
 
     # In from the spool
 
-    def take_up(self, entry: Entry, started: Seconds) -> None:
-        """An entry that was claimed, without its body."""
+    def take_up(self, entry: Entry, started: Seconds) -> bool:
+        """An entry that was claimed, without its body; False: its host is dead, and it was put off untried."""
         if self.meets and any(meet(entry) for meet in self.meets):
-            return
+            return True
         if self.holds(entry.site):
             self._spool.release(entry, started)
         elif entry.bouncing:
@@ -196,8 +199,10 @@ class Hand:
         elif (reply := self._destinations.refusal(entry.site)) is not None:
             # No use to read the body for this.
             self._attempted(entry, [reply] * len(entry.message.envelope.recipients), started, read=False)
+            return False
         else:
             self.read(entry, partial(self.go_on, entry, started))
+        return True
 
     def read(self, entry: Entry, then: Callable[[], None]) -> None:
         """Go on when the entry has its body, of the spool's own; at once if it is in memory."""

@@ -30,7 +30,7 @@ class Moves:
         wall: Callable[[], Seconds],
         wanted: Callable[[], bool],
         room: Callable[[], int],
-        take_up: Callable[[Entry, Seconds], None],
+        take_up: Callable[[Entry, Seconds], bool],
         warn: Callable[[str], None],
     ) -> None:
         self._spool = spool

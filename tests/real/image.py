@@ -131,6 +131,7 @@ class Engine:
             f"{begin} {inside} >{self.folder}/log 2>&1 &", "main=$!", "tries=0",
             f"until {begin} {probe} >{self.folder}/health 2>&1; do [ $tries -lt 30 ] || break",
             "tries=$((tries+1)); sleep 0.5; done",
+            f"until grep -q 'qmq ready' {self.folder}/log || [ $tries -ge 60 ]; do tries=$((tries+1)); sleep 0.5; done",
             "echo tries $tries", f"{sys.executable} -c {shlex.quote(greet)}",
             "echo owner $(stat -c %u /proc/$main)", "kill -TERM $main", "wait $main", "echo status $?",
         ]  # fmt: skip

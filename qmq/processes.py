@@ -93,6 +93,7 @@ class Workers(Service):
         self._failures: dict[str, int] = {}
         self._starts: dict[str, int] = {}
         self._restarts: dict[str, Any] = {}
+        self._awaited: dict[str, list[Deferred[None]]] = {}
         self._looked: Seconds = 0.0
         self._watch = LoopingCall(self._look)
         self._watch.clock = reactor
@@ -146,6 +147,15 @@ class Workers(Service):
             call.cancel()
         if (child := self._children.get(name)) is not None:
             child.expected = True
+
+    def ended(self, name: str) -> Deferred[None]:
+        """Fires when its process has ended by itself; at once if none runs."""
+        ended: Deferred[None] = Deferred()
+        if name in self._children:
+            self._awaited.setdefault(name, []).append(ended)
+        else:
+            ended.callback(None)
+        return ended
 
     def change(self, crew: Crew) -> None:
         """
@@ -285,6 +295,8 @@ class Workers(Service):
         if not child.away:
             child.away = True
             self._away(child.name)
+        for ended in self._awaited.pop(child.name, ()):
+            ended.callback(None)
         if not self.running or child.name not in self._crews:
             return
         if child.expected:

@@ -21,8 +21,8 @@ class Known:
     """
     The instances' states, as they were last heard: of those here, of those in workers, or from the main process.
 
-    Once a second they are told to whoever takes mail: the primary here
-    (*states*), and workers that are one.
+    Once a second, and when one takes mail no more or again, they are told to
+    whoever takes mail: the primary here (*states*), and workers that are one.
     """
 
     def __init__(self, gateway: Gateway) -> None:
@@ -46,8 +46,9 @@ class Known:
         """All that workers said: whoever was away is to be dialled again."""
         names = list(self._known)
         self._known.clear()
-        for name in names:
-            self.states.tell(name, {})
+        back: dict[str, dict[str, Any]] = {name: {} for name in names}
+        self.told({"states": back})
+        self._tell_workers(back)
 
     def forget_gone(self) -> None:
         """What is known of instances that no worker has."""
@@ -64,21 +65,28 @@ class Known:
         for name, state in self._known.items():
             if state.get("away"):
                 self.states.tell(name, state)
+        self._tell_workers(self._known)
+
+    def _tell_workers(self, states: Mapping[str, Any]) -> None:
         if self._gateway.workers is not None:
             for name in self._gateway.crews:
                 if takes_mail(name):
-                    self._gateway.workers.tell(name, {"states": self._known})
+                    self._gateway.workers.tell(name, {"states": states})
 
     def heard(self, worker: str, said: Mapping[str, Any]) -> None:
         """A beat of a worker."""
         if said.get("leaving"):
             return
+        news = False
         for name, state in said["states"].items():
             if takes_mail(name):
                 self._waiting[worker] = state["waiting"]
             elif name in self._gateway.crews.get(worker, ()):
+                news = news or _matters(state) != _matters(self._known.get(name, {}))
                 self._known[name] = state
                 self.states.tell(name, state)
+        if news:
+            self._tell_workers(self._known)
 
     def away(self, worker: str) -> None:
         """A worker is silent, or gone."""
@@ -90,6 +98,7 @@ class Known:
             if not takes_mail(name):
                 self._known[name] = {**self._known.get(name, {}), "away": True}
                 self.states.tell(name, self._known[name])
+        self._tell_workers(self._known)
 
     def told(self, facts: Mapping[str, Any]) -> None:
         """By the main process."""
@@ -131,3 +140,8 @@ class Known:
         )
         away = [name for name, state in self._known.items() if state.get("away")]
         return f"{sessions}{queued} messages in {len(names)} queues{', away: ' + ' '.join(away) if away else ''}"
+
+
+def _matters(state: Mapping[str, Any]) -> tuple[bool, ...]:
+    """What decides at RCPT; how much is queued does not."""
+    return bool(state.get("refusing")), bool(state.get("full")), bool(state.get("away"))

@@ -44,6 +44,8 @@ STAND_IN = "QMQ_STAND_IN"
 _CORD = 3
 # Reading conf-qmq and its files may take long, the stores of the old workers too.
 _PATIENCE = 120.0
+# So long whoever asked for the restart may take to read the answer, before the one who gave it ends.
+_LAST_WORDS = 0.5
 
 log = Logger()
 
@@ -179,6 +181,7 @@ class Succession:
                 # It ends with its own last session, and that is no failure.
                 gateway.workers.order(name, {"do": "leave"}).addErrback(lambda _: None)
                 gateway.workers.expect(name)
+                self._over.append(gateway.workers.ended(name))
             ending += [gateway.workers.remove(name) for name in gateway.crews if name not in apart]
         await gatherResults(ending, consumeErrors=True)
 
@@ -215,7 +218,7 @@ class Succession:
             if stands_in:
                 # Whoever watches this process (a terminal, a container, svscan) goes on seeing the gateway in it.
                 gateway.reactor.addSystemEventTrigger("after", "shutdown", _stand_in)
-            gateway.reactor.stop()
+            gateway.reactor.callLater(_LAST_WORDS, gateway.reactor.stop)
 
         gatherResults(self._over, consumeErrors=True).addBoth(over)
 

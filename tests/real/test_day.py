@@ -99,6 +99,20 @@ class DayTests(SynchronousTestCase):
             until(lambda n=n: self.sink.marks[b"old-alpha%d" % n] and self.sink.marks[b"old-beta%d" % n], 8)
         self.assertTrue(client.say("QUIT").startswith(b"221"))
 
+    def test_old_sessions_of_primary_processes(self):
+        """A restart closes no session of a process of its own that takes mail, either, and each restart is told to its end."""
+        self.edit(lambda text: text.replace("[primary]", "[primary]\nprocesses = 2"))
+        self.gateway.stop()
+        self.gateway.start()
+        clients = [self.gateway.client() for _ in range(4)]
+        for n in range(2):
+            self.assertIn("is the gateway", self.gateway.command("restart"))
+            for k, client in enumerate(clients):
+                self.assertTrue(client.mail("a@alpha.test", mark=f"own{n}{k}").startswith(b"250"))
+            until(lambda n=n: all(self.sink.marks[b"own%d%d" % (n, k)] for k in range(4)), 15)
+        for client in clients:
+            self.assertTrue(client.say("QUIT").startswith(b"221"))
+
     def test_bad_file_changes_nothing(self):
         """A configuration with an error is told with its line, and everything goes on as before."""
         self.add("delta", 11, "concurrency = many")

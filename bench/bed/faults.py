@@ -74,23 +74,17 @@ class Defer(Destination):
 
 
 class FilterHung(Fault):
-    """
-    A program in qmail-queue's place that never ends, for the clients of that instance alone.
-
-    Instances have no filters of their own; this is the program that judges
-    its mail, asked at the front door.
-    """
+    """Its own filter, asked before it takes a message, never ends."""
 
     word = "filter-hung"
-    what = "the filter program (QMAILQUEUE) of the clients that write to it never ends"
+    what = "its own filter program never ends"
+    section = "filter = ./filter\nfilter-time = 30s"
 
     def prepare(self, bed, sinks, options):
         self.flag = os.path.join(bed.folder, "hang")
         program = Path(bed.folder) / "filter"
         program.write_text(f"#!/bin/sh\n[ -e {self.flag} ] && exec sleep 3600\nexec cat >/dev/null\n", encoding="utf-8")
         program.chmod(0o755)
-        with open(bed.conf, "a", encoding="utf-8") as conf:
-            conf.write(f"[client 127.0.0.2]\nqmailqueue = {program}\n")
 
     def begin(self, bed, sinks):
         Path(self.flag).touch()

@@ -64,6 +64,7 @@ class Lifeline(Service):
         grace: Seconds = 35.0,
         descriptor: int = DESCRIPTOR,
     ) -> None:
+        self._reactor = reactor
         self._states = states
         self._orders = orders
         self._told = told
@@ -73,20 +74,34 @@ class Lifeline(Service):
         os.set_inheritable(descriptor, False)  # programs that we start must not hold it open
         self._beat = LoopingCall(self._tell)
         self._beat.clock = reactor
+        self._held = self._orphan = self._stopping = False
+
+    def hold(self) -> None:
+        """
+        From now on this process ends with the main process.
+
+        To be called before there is anything to tell: who waits for a store
+        holds sockets that others may need. Orders wait for startService.
+        """
+        if not self._held:
+            self._held = True
+            args = os.dup(self._cord.fileno()), self._grace, lambda: self._reactor.callFromThread(self._lost)
+            threading.Thread(target=_watch, args=args, name="qmq-lifeline", daemon=True).start()
 
     def startService(self) -> None:
         """Begin to beat: the main process takes the first one for "ready"."""
         super().startService()
         end_without_memory(globalLogPublisher)
-        if not self._beat.running:
-            threading.Thread(
-                target=_watch, args=(os.dup(self._cord.fileno()), self._grace), name="qmq-lifeline", daemon=True
-            ).start()
+        self.hold()
+        if not self._beat.running and not self._orphan:
             self._cord.start()
             # Without beats we are killed, and that is right.
             self._beat.start(BEAT).addErrback(lambda failure: log.failure("no state can be told", failure))
 
-    # While we stop it beats on, so that a long stop is not taken for a hang.
+    def stopService(self) -> None:
+        """We end. Until then it beats on, so that a long stop is not taken for a hang."""
+        self._stopping = True
+        super().stopService()
 
     def _tell(self) -> None:
         states = self._states() if self.running else {}
@@ -112,11 +127,14 @@ class Lifeline(Service):
         self._answer({"n": number, "error": failure.getErrorMessage() or failure.value.__class__.__name__})
 
     def _lost(self) -> None:
+        if self._orphan:
+            return  # known by both ways
+        self._orphan = True
         if self._beat.running:
             self._beat.stop()
         with log.failuresHandled("while letting go of what others need"):
             self._orphaned()
-        if self.running:
+        if not self._stopping:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -126,15 +144,16 @@ def _unknown(order: dict[str, Any], descriptors: Sequence[int]) -> None:
     raise ValueError(f"no such order: {order.get('do')!r}")
 
 
-def _watch(descriptor: int, grace: Seconds) -> None:
+def _watch(descriptor: int, grace: Seconds, gone: Callable[[], None]) -> None:
     """
-    Kill this process *grace* seconds after the main process is gone, if it is still here.
+    Say when the main process is *gone*; kill this process *grace* seconds later, if it is still here.
 
     In a thread of its own: the reactor's may be what hangs.
     """
     poll = select.poll()
     poll.register(descriptor, 0)  # an end alone
     poll.poll()
+    gone()
     time.sleep(grace)
     os.kill(os.getpid(), signal.SIGKILL)
 

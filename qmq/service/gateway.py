@@ -147,6 +147,7 @@ class Gateway(MultiService):
                 self.reactor, self.known.beat, orders, told=self.known.told, orphaned=self.sockets.let_go,
                 grace=self.conf.general.stop + 25,
             )  # fmt: skip
+            self.lifeline.hold()
         super().startService()
         self._signals()
         self.succession.turn().addCallback(lambda _: self.begin()).addErrback(self._trouble)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import unittest
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,6 +58,7 @@ class Sink:
     def __init__(self, delay=0.0):
         self.messages = []  # (sender, [recipients], text)
         self.marks = Counter()  # the X-Mark of each message taken
+        self.times = defaultdict(list)  # and when, on the monotonic clock
         self.answers = {}
         self.delay = delay
         self.connections = 0
@@ -115,6 +116,7 @@ class Sink:
                     mark = whole.partition(b"X-Mark: ")[2].partition(b"\r\n")[0]
                     if mark:
                         self.marks[mark] += 1
+                        self.times[mark].append(time.monotonic())
                 out.write(verdict or b"250 ok\r\n")
             elif verb == b"QUIT":
                 out.write(b"221 bye\r\n")

@@ -1,5 +1,6 @@
 """Clients that go on sending all the while something is done to the gateway, and keep an account of it."""
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,8 @@ class Load:
     def __init__(self, port, recipients, sessions=4, pause=0.01):
         self.port = port
         self.recipients = list(recipients)
-        self.owed = {}  # by mark, as sinks have it: its recipient
+        self.said = {}  # by mark, as sinks have it: the recipient of all that was ever begun
+        self.owed = {}  # and of what was acknowledged
         self.troubles = []
         self.lock = threading.Lock()
         self.count = Counter()
@@ -53,6 +55,7 @@ class Load:
             recipient = recipients[number % len(recipients)]
             number += 1
             mark = f"{name}-{number}"
+            self.said[mark.encode()] = recipient
             try:
                 client = client or Client(self.port, timeout=60)
                 answer = client.mail(recipient, mark=mark)
@@ -64,16 +67,21 @@ class Load:
                     self.owed[mark.encode()] = recipient
                     self.count[recipient] += 1
                 else:
-                    self.troubles.append((time.strftime("%H:%M:%S"), mark, recipient, answer))
+                    self.troubles.append((time.strftime("%H:%M:%S"), mark, recipient, answer, time.monotonic()))
                     client = None
             if client is not None and not kept:
-                client.say("QUIT")
-                client.close()
+                _hang_up(client)
                 client = None
             time.sleep(self.pause)
         if client is not None:
-            client.say("QUIT")
-            client.close()
+            _hang_up(client)
+
+
+def _hang_up(client):
+    """In order, if the other end is still there; it owes us nothing any more."""
+    with contextlib.suppress(OSError):
+        client.say("QUIT")
+    client.close()
 
 
 def lost_and_doubled(load, *sinks):

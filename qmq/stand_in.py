@@ -13,6 +13,8 @@ import ctypes
 import os
 import signal
 
+# Blocked by whoever becomes this process, until it listens to them.
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -38,8 +40,9 @@ def main() -> int:
         for pid in children():
             os.kill(pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
+    for number in PASSED_ON:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     code = 0
     while True:
         try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -32,7 +33,7 @@ from qmq.conf.written import ConfErrors
 from qmq.cord import Cord
 from qmq.service.crews import COMMAND, takes_mail
 from qmq.sockets import Listener
-from qmq.stand_in import adopt
+from qmq.stand_in import PASSED_ON, adopt, children
 
 if TYPE_CHECKING:
     from qmq.service.gateway import Gateway
@@ -132,6 +133,9 @@ class Succession:
         """We were told to stop while the last sessions go on: whoever told us means the gateway."""
         if self._successor is not None and self.leaving and not self._gateway.notifier.heirloom:
             self._successor.signal("TERM")
+            for pid in children():  # our successor's successor, if ours has ended before us
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
     def hung_up(self) -> bool:
         """Whether a SIGHUP was for the new process, and is passed on."""
@@ -218,9 +222,10 @@ class Succession:
             if stands_in:
                 # Whoever watches this process (a terminal, a container, svscan) goes on seeing the gateway in it.
                 gateway.reactor.addSystemEventTrigger("after", "shutdown", _stand_in)
-            gateway.reactor.callLater(_LAST_WORDS, gateway.reactor.stop)
+            gateway.reactor.stop()
 
-        gatherResults(self._over, consumeErrors=True).addBoth(over)
+        told: Deferred[None] = deferLater(gateway.reactor, _LAST_WORDS)
+        gatherResults([*self._over, told], consumeErrors=True).addBoth(over)
 
 
 class _Died(Exception):
@@ -280,4 +285,5 @@ class _Successor(ProcessProtocol):
 
 def _stand_in() -> None:
     """Become a process that only waits for the new one, and passes signals on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # one that comes meanwhile is passed on a moment later
     os.execv(sys.executable, [sys.executable, "-m", "qmq.stand_in"])  # noqa: S606 - that is what is wanted

@@ -113,6 +113,17 @@ class DayTests(SynchronousTestCase):
         for client in clients:
             self.assertTrue(client.say("QUIT").startswith(b"221"))
 
+    def test_stopped_while_old_sessions_go_on(self):
+        """A TERM to the first main process stops the gateway, though that one still has a session of before two restarts."""
+        client = self.gateway.client()
+        for _ in range(2):
+            self.gateway.command("restart")
+        until(lambda: len(self.gateway.workers()) == 1)  # the newest, adopted
+        newest = self.gateway.workers()
+        self.gateway.stop()
+        client.close()
+        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in newest), 15)
+
     def test_bad_file_changes_nothing(self):
         """A configuration with an error is told with its line, and everything goes on as before."""
         self.add("delta", 11, "concurrency = many")

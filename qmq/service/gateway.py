@@ -25,7 +25,7 @@ from qmq.notify import Notifier, listen_fds, matched
 from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
-from qmq.service.common import House, open_house, say
+from qmq.service.common import House, mark, open_house, say
 from qmq.service.crews import COMMAND, Roles, crew, crews, free_stores, listeners, takes_mail
 from qmq.service.handover import Hops
 from qmq.service.heirs import Heirs
@@ -89,7 +89,7 @@ class Gateway(MultiService):
         _more_descriptors()
         self.make_folders(conf)
         if not self.child:
-            wanted = [*self.listeners(conf), self._control()]
+            wanted = [*self.listeners(conf), self.control_listener()]
             self._take_activated(wanted)
             self.sockets.open(wanted)
             for listener in wanted:
@@ -127,7 +127,7 @@ class Gateway(MultiService):
             own(folder, user)
         for instance in conf.instances:
             try:
-                if not instance.handover.host:
+                if not instance.handover.host and not os.path.exists(mark(conf, instance.spool)):
                     os.makedirs(instance.spool, mode=0o700, exist_ok=True)
                     own(instance.spool, user)
             except OSError as error:
@@ -248,7 +248,8 @@ class Gateway(MultiService):
         found = listeners(conf, "primary") if takes else []
         return found + [listener for role in roles for listener in listeners(conf, role)]
 
-    def _control(self) -> Listener:
+    def control_listener(self) -> Listener:
+        """Where commands come."""
         return Listener("control", path=os.path.join(self.conf.general.spool, "run", f"{self.process}.control"))
 
     def start_workers(self) -> None:
@@ -283,7 +284,7 @@ class Gateway(MultiService):
     def _open_control(self, tries: int) -> None:
         """A worker's: the one before it, which has just closed its stores, may not have ended yet."""
         try:
-            self.sockets.open([self._control()], patience=0)
+            self.sockets.open([self.control_listener()], patience=0)
         except CannotListen as error:
             if tries:
                 self.reactor.callLater(0.2, self._open_control, tries - 1)

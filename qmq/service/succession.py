@@ -22,17 +22,20 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
-from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.error import ProcessExitedAlready, ReactorNotRunning
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qmq.admin.words import Say
 from qmq.conf.written import ConfErrors
 from qmq.cord import Cord
+from qmq.interfaces import SpoolTrouble
+from qmq.paths import reachable
 from qmq.service.crews import COMMAND, takes_mail
 from qmq.sockets import Listener
+from qmq.spool.lock import Lock
 from qmq.stand_in import PASSED_ON, adopt, children
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ STAND_IN = "QMQ_STAND_IN"
 _CORD = 3
 # Reading conf-qmq and its files may take long, the stores of the old workers too.
 _PATIENCE = 120.0
+# Whether there still is a main process: so often a leaving one looks.
+_LOOK = 2.0
 # So long whoever asked for the restart may take to read the answer, before the one who gave it ends.
 _LAST_WORDS = 0.5
 
@@ -62,6 +67,8 @@ class Succession:
         self._turn: Deferred[None] = Deferred()
         self._successor: _Successor | None = None
         self.leaving = False
+        self._watch = LoopingCall(self._look)
+        self._watch.clock = gateway.reactor
 
     # The new process
 
@@ -128,20 +135,19 @@ class Succession:
         if primary is not None:
             self.leaving = True
             primary.leave().addCallback(lambda _: self._gateway.reactor.stop())
+            for listener in self._gateway.listeners(self._gateway.conf):
+                self._gateway.sockets.drop(listener.word)  # whoever comes next may have to open it anew
 
     def stopped(self) -> None:
         """We were told to stop while the last sessions go on: whoever told us means the gateway."""
         if self._successor is not None and self.leaving and not self._gateway.notifier.heirloom:
-            self._successor.signal("TERM")
-            for pid in children():  # our successor's successor, if ours has ended before us
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            _pass_on(signal.SIGTERM)
 
     def hung_up(self) -> bool:
         """Whether a SIGHUP was for the new process, and is passed on."""
         if self._successor is None or not self.leaving:
             return False
-        self._successor.signal("HUP")
+        _pass_on(signal.SIGHUP)
         return True
 
     def _start(self) -> _Successor:
@@ -207,10 +213,30 @@ class Succession:
             await deferLater(self._gateway.reactor, 0.1)
         log.error("the supervisor was not told of process {pid}", pid=pid)
 
+    def _look(self) -> None:
+        """Whoever watches this process, or the one that took over, shall see it when there is no gateway any more."""
+        gateway = self._gateway
+        lock = Lock(reachable(gateway.control_listener().path) + ".lock")
+        try:
+            lock.take()
+        except SpoolTrouble:
+            return  # a main process has it
+        lock.drop()
+        self._watch.stop()
+        log.critical("the process that has taken over is gone: this one ends, too")
+        gateway.reactor.exitStatus = 1
+        self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ReactorNotRunning):  # it is ending already
+            self._gateway.reactor.stop()
+
     def _finish(self) -> None:
         """With the last session this process ends; until then it can be asked, under a name of its own."""
         gateway = self._gateway
         gateway.sockets.disown()
+        gateway.sockets.let_go()
+        self._watch.start(_LOOK, now=False).addErrback(lambda failure: log.failure("the watch broke", failure))
         stands_in = not (gateway.notifier.heirloom or self._stands_in)
         if stands_in:
             adopt()
@@ -219,13 +245,20 @@ class Succession:
         gateway.serve_commands("leaving")
 
         def over(_: Any) -> None:
-            if stands_in:
+            if stands_in and self._watch.running:
                 # Whoever watches this process (a terminal, a container, svscan) goes on seeing the gateway in it.
                 gateway.reactor.addSystemEventTrigger("after", "shutdown", _stand_in)
-            gateway.reactor.stop()
+            self._end()
 
         told: Deferred[None] = deferLater(gateway.reactor, _LAST_WORDS)
         gatherResults([*self._over, told], consumeErrors=True).addBoth(over)
+
+
+def _pass_on(number: int) -> None:
+    """To our successor, or to the one that it has left to us."""
+    for pid in children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 class _Died(Exception):

@@ -39,9 +39,9 @@ def alive(pid):
         return False
 
 
-def parent_of(pid):
-    """Its parent's id."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def started(pid):
+    """When it was, in ticks since the machine was."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def kill(*pids):

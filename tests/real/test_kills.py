@@ -358,9 +358,38 @@ class OrphanTests(SynchronousTestCase):
         gateway.start(40)
         until(lambda: len(sink.marks) == 5, 40)
 
-    test_new_one_at_once.timeout = test_killed_twice.timeout = 120
+    def test_successor(self):
+        """
+        A new main process that is killed while the old one has sessions is no secret: the old one ends as well.
+
+        Else whoever watches that one would see a gateway where nobody takes mail.
+        """
+        sink = Sink()
+        self.addCleanup(sink.close)
+        gateway = Gateway(
+            {"one.test": f"smtp:127.0.0.1:{sink.port}"}, primary="processes = 2", qmq="stop = 3s", bounces=False
+        )
+        self.addCleanup(gateway.clear)
+        self.addCleanup(roll.end_all, gateway)
+        gateway.start()
+        client = Client(gateway.port)
+        for _ in range(2):
+            gateway.command("restart")
+            self.assertTrue(client.mail("a@one.test", mark="between").startswith(b"250"))
+        self.assertIsNone(gateway.process.poll())
+        newest = max(roll.main_of(gateway), key=roll.started)
+        began = time.monotonic()
+        roll.kill(newest)
+        until(lambda: gateway.process.poll() is not None, 20)
+        until(lambda: not roll.processes(gateway), 20)
+        print(f"all are gone {time.monotonic() - began:.1f} s after the kill")
+        gateway.start()
+        self.assertTrue(Client(gateway.port).mail("a@one.test", mark="after").startswith(b"250"))
+        until(lambda: sink.marks[b"after"])
+
+    test_successor.timeout = test_new_one_at_once.timeout = test_killed_twice.timeout = 120
 
 
-for name in ("test_new_one_at_once", "test_killed_twice"):
+for name in ("test_new_one_at_once", "test_killed_twice", "test_successor"):
     setattr(OrphanTests, name, pytest.mark.limit(120)(getattr(OrphanTests, name)))
 KillTests.test_rounds = pytest.mark.limit(1800)(KillTests.test_rounds)

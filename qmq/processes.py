@@ -65,7 +65,7 @@ class Workers(Service):
     what it may take to finish. *told(worker, said)* passes on each beat:
     ``states`` of its instances, ``memory``. *away(worker)* is called when it is
     silent or ends; when it is told of again, it is back. *all_ready* is called
-    once, when each worker has been heard, or has failed.
+    once, when each worker has been heard, or has failed, and not all of them have.
     """
 
     def __init__(
@@ -250,7 +250,8 @@ class Workers(Service):
     def _settle(self, name: str) -> None:
         """It is up, or has failed: the others' readiness does not wait for its next start."""
         self._settled.add(name)
-        if not self._announced and self._settled >= self._crews.keys():
+        some = any(child.heard is not None for child in self._children.values())
+        if not self._announced and some and self._settled >= self._crews.keys():
             self._announced = True
             self._all_ready()
 

@@ -220,6 +220,14 @@ class RouterTests(SynchronousTestCase):
         self.assertEqual(self.send("a@one"), [K])
         self.assertEqual((len(self.c1.sent), len(self.c2.sent)), (0, 1))
 
+    def test_overflow_at_once(self):
+        """An instance that has become full since it last said so is known by its own word: the overflow gets it."""
+        self.overflow["c1"] = "c2"
+        self.c1.replies = [[Reply(452, "4.3.1", "this queue is full", mta="c1")]]
+
+        self.assertEqual(self.send("a@one"), [K])
+        self.assertEqual((len(self.c1.sent), len(self.c2.sent)), (1, 1))
+
     def test_overflow_full_too(self):
         """If the overflow takes nothing either, the recipient gets 452, and mail goes where it belongs."""
         self.overflow["c1"] = "c2"
@@ -295,7 +303,6 @@ class HandOverDiallerTests(SynchronousTestCase):
 
         self.assertEqual(work.losts, [UNKNOWN])
         self.assertEqual(len(hop.sent), 1)
-
 
     def test_away(self):
         """Nobody is dialled who is away, nor who is no more; the schedule brings its mail later."""

@@ -56,6 +56,17 @@ class SocketsTests(SynchronousTestCase):
                 return False
             return True
 
+    def test_handed_on(self):
+        """An address that one of ours gives up is another's without a moment in which nobody listens."""
+        sockets = self.sockets(self.tcp)
+        host, port = sockets._open["smtp"].getsockname()
+
+        sockets.open([Listener("other", host, port)], patience=0)
+        sockets.drop("smtp")
+
+        with socket.create_connection((host, port), 2):
+            self.assertIn("other", sockets)
+
     def heir(self, before):
         """A process to which the other one hands down: with descriptors of its own."""
         descriptors, environ = before.hand_down(100_000)

@@ -299,7 +299,7 @@ INSTANCE = (
     Setting("filter", line, "",
             "program that judges its mail before it is taken, written for QMAILQUEUE: "
             "exit code 0 takes it, 11 to 40 refuse it, others and none: 451", "none"),
-    _time("filter-time", "60s", "so long it may take, the wait for its turn included; then 451", ceiling=110),
+    _time("filter-time", "60s", "so long it may take; then 451", ceiling=110),
     _count("filter-processes", "10", "how many of it run at once", floor=1),
     Setting("callout", units.one_of("no", "open", "closed"), "no",
             "whether its next hop is asked for each recipient; if it does not answer: open takes it, closed says 450"),

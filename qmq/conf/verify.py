@@ -173,6 +173,19 @@ def _stores(conf: Conf, findings: Findings) -> None:
                 f"{instance.spool} is {owner.name}'s store",
                 "give each instance a folder of its own",
             )
+    root = os.path.realpath(conf.general.spool)
+    ours = [root, *(os.path.join(root, name) for name in ("primary", "run"))]
+    for folder, instance in owners.items():
+        taken = [f"{name}, which is {other.name}'s store" for name, other in owners.items() if _below(folder, name)]
+        taken += [f"{name}, which is qmq's own" for name in ours[1:] if folder == name or _below(folder, name)]
+        taken += [f"{root}, which has all stores" for _ in range(folder == root)]
+        if taken:
+            at = place(conf, instance, "spool")
+            findings.error(at, f"{instance.spool} is in {taken[0]}", "give each instance a folder of its own")
+
+
+def _below(folder: str, other: str) -> bool:
+    return folder.startswith(other + os.sep)
 
 
 def _ports(conf: Conf, document: Document, findings: Findings) -> None:
@@ -228,7 +241,7 @@ def _overflows(conf: Conf, findings: Findings) -> None:
         elif target.role == "bounce":
             what = "sends the bounces of all, and they would wait behind this mail"
         elif _first_of_circle(conf, instance):
-            what = f"leads back to {instance.name}"
+            what, remedy = f"leads back to {instance.name}", "cut one of these lines"
         else:
             continue
         findings.error(at, f"overflow: {name} {what}", remedy)

@@ -61,16 +61,19 @@ class Intake:
         if name is None:
             return _NOBODYS
         verdict = self._verdict(name)
-        if verdict is not None and (other := self._overflow(name)) and self._verdict(other) is None:
-            return None
-        return verdict
+        return None if verdict is None or self.instead_of(name) else verdict
 
     def instance(self, recipient: Address) -> str | None:
         """Who gets the recipient's mail now: its own instance, or the overflow of one that takes none."""
         name = self._instance_of(recipient)
-        if name is None or not (other := self._overflow(name)):
+        if name is None or not self._overflow(name) or self._verdict(name) is None:
             return name
-        return other if self._verdict(name) is not None and self._verdict(other) is None else name
+        return self.instead_of(name) or name
+
+    def instead_of(self, name: str) -> str:
+        """The overflow of an instance, if it has one that takes mail now; else nothing."""
+        other = self._overflow(name)
+        return other if other and self._verdict(other) is None else ""
 
     def _verdict(self, name: str) -> Verdict | None:
         if self.under_way.get(name, 0) >= self._at_most:

@@ -22,6 +22,7 @@ from qmq.mail import Address, Envelope, Message, Octets, Replies, Reply, Seconds
 from qmq.routing.intake import Intake
 from qmq.routing.states import Waiting
 
+_FULL = 452
 _NOWHERE = Reply(550, "5.1.2", "no queue here takes mail for that domain")
 # It was somebody's at RCPT; when the client tries again it is refused there, alone.
 _MOVED = Reply(451, "4.3.5", "a recipient's domain has just been taken from its queue, try again")
@@ -78,8 +79,11 @@ class Router:
                 return self._several(message, names)
         if name is None:
             return succeed([_NOWHERE] * len(recipients))
+        return self._hand_over(message, name)
+
+    def _hand_over(self, message: Message, name: str) -> Deferred[Replies]:
         if self._away(name):
-            return self._keep(message, name, range(len(recipients)))
+            return self._keep(message, name, range(len(message.envelope.recipients)))
         under_way = self._intake.under_way
         under_way[name] = under_way.get(name, 0) + 1
 
@@ -98,6 +102,9 @@ class Router:
             return replies
         uncertain = any(not r.ok and not r.mta for r in replies)
         if not uncertain and not any(r.ok for r in replies):
+            # It may have become full, or been told to refuse, since it last said so.
+            if all(r.code == _FULL for r in replies) and (other := self._intake.instead_of(name)):
+                return self._hand_over(message, other)
             return replies
         # A refused one is kept as well: the next hand-over is refused again,
         # and then bounced by the ordinary way, durably.

@@ -144,6 +144,13 @@ def _device(folder: str) -> int:
     return os.stat(folder).st_dev
 
 
+def mark(conf: Conf, folder: str) -> str:
+    """What remembers that there is a store in *folder*; empty for one below [qmq] spool, which remembers itself."""
+    if os.path.dirname(folder) == conf.general.spool:
+        return ""
+    return os.path.join(conf.general.spool, "run", f"{folder.strip('/').replace('/', '-')}.store")
+
+
 def spool(
     house: House, folder: str, reserve: Octets, inodes: int = INODES, share: Octets | float | None = None
 ) -> Store:
@@ -154,7 +161,7 @@ def spool(
     """
     conf = house.conf
     return Store(
-        SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share),
+        SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share, mark=mark(conf, folder)),
         clock=house.reactor, writers=house.disk(folder), wall=house.wall, inline=conf.primary.inline,
         patience=conf.general.stop + _LEAVING,
     )  # fmt: skip

@@ -69,6 +69,7 @@ class Hops(Mapping[str, Any]):
         return (
             here and here.hop, target.handover, target.qmtp_listen, target.timeoutconnect,
             primary.handover_time, primary.handover_connections, conf.general.me,
+            target.filter and target.filter_processes,
         )  # fmt: skip
 
 
@@ -98,9 +99,11 @@ def _by_qmtp(house: House, target: Instance, low: Callable[[], int]) -> QMTPClie
         def connect(factory: ClientFactory) -> Any:
             return reactor.connectUNIX(path, factory, timeout=target.timeoutconnect)
 
+    # Of a filter as many are asked at once as may run.
+    most = max(primary.handover_connections, target.filter_processes if target.filter else 0)
     return QMTPClient(
         reactor, connect, extension=not host or target.handover.protocol == "qmq", low=low, mta=target.name,
-        connections=primary.handover_connections, seconds=primary.handover_time,
+        connections=most, seconds=primary.handover_time,
     )  # fmt: skip
 
 

@@ -125,21 +125,27 @@ class Known:
             count: int | None = None if state.get("away") else service.spool.messages
         else:
             count = None if state.get("away") else state.get("queued")
-        kept = [gateway.primary.kept.left()] if gateway.primary is not None else []
-        kept += [gateway.heirs.left()] if gateway.heirs is not None else []
         if count is None:
             return None
-        return count + sum(left.get(name, 0) for left in [*kept, *self._waiting.values()])
+        return count + sum(left.get(name, 0) for left in self._left())
 
     def line(self) -> str:
         """One line for systemctl status."""
-        names = [*self._gateway.instances, *self._known]
-        queued = sum(self.queued(name) or 0 for name in names)
-        sessions = (
-            f"{self._gateway.primary.about()['sessions']} sessions, " if self._gateway.primary is not None else ""
-        )
+        gateway = self._gateway
+        names = [*gateway.instances, *self._known]
+        held = sum(service.spool.messages for service in gateway.instances.values())
+        held += sum(state.get("queued", 0) for state in self._known.values())
+        held += sum(sum(left.values()) for left in self._left())
+        sessions = f"{gateway.primary.about()['sessions']} sessions, " if gateway.primary is not None else ""
         away = [name for name, state in self._known.items() if state.get("away")]
-        return f"{sessions}{queued} messages in {len(names)} queues{', away: ' + ' '.join(away) if away else ''}"
+        return f"{sessions}{held} messages in {len(names)} queues{', away: ' + ' '.join(away) if away else ''}"
+
+    def _left(self) -> list[dict[str, int]]:
+        """What is kept for whom, in every store of the primary's."""
+        gateway = self._gateway
+        kept = [gateway.primary.kept.left()] if gateway.primary is not None else []
+        kept += [gateway.heirs.left()] if gateway.heirs is not None else []
+        return [*kept, *self._waiting.values()]
 
 
 def _matters(state: Mapping[str, Any]) -> tuple[bool, ...]:

@@ -168,6 +168,8 @@ class Reload:
         words = [word for word in new.words if word not in known]
         gateway.given[name] = new.words
         workers.change(new)
+        if name not in workers.pids():  # it is started again by the new file
+            return []
         try:
             answer: list[str] = await workers.order(name, {"do": "reload", "roles": list(roles)}, words)
         except Exception as error:  # noqa: BLE001 - told; a worker that is started again goes by the new file

@@ -54,13 +54,15 @@ class SQLiteTable:
     The rows of one queue in *folder*, which is made if there is none (0700).
 
     Nothing is kept past the bounds *reserve*, *inodes* and *share* (see Room); settles
-    go on. *cache* (KiB) is SQLite's page cache. *vfs* names a SQLite VFS.
+    go on. *cache* (KiB) is SQLite's page cache. *vfs* names a SQLite VFS. *mark* is a file elsewhere that
+    remembers that there is a store: one that is gone at a start is not begun anew then.
     """
 
     def __init__(
         self, folder: str, *, reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None,
-        cache: int = 512, vfs: str | None = None,
+        cache: int = 512, vfs: str | None = None, mark: str = "",
     ) -> None:  # fmt: skip
+        self._mark = mark
         self._folder, self._path = folder, os.path.join(folder, "spool.db")
         self._cache, self._vfs = cache, vfs
         self._bounds = Room(folder, reserve=reserve, inodes=inodes, share=share)
@@ -80,6 +82,7 @@ class SQLiteTable:
 
     def open(self) -> Opened:
         """As Table.open. The connection is made anew when it is first needed."""
+        self._at_home()
         if not os.path.isdir(self._folder):
             os.makedirs(self._folder, 0o700)
             sync_folder(os.path.dirname(os.path.abspath(self._folder)))
@@ -88,10 +91,23 @@ class SQLiteTable:
             with translated(self._folder):
                 opened = self._opened(self._connected(make=True))
             self._disconnect()
+            if self._mark:
+                with open(self._mark, "w", encoding="utf-8") as mark:
+                    mark.write(f"{self._folder}\n")
             return opened
         except BaseException:
             self.close()
             raise
+
+    def _at_home(self) -> None:
+        """A store that has been there before and is not is no new one: its device is not mounted."""
+        if self._mark and os.path.exists(self._mark) and not os.path.exists(os.path.join(self._folder, "spool.db")):
+            with open(self._mark, encoding="utf-8") as mark:
+                if mark.read().rstrip("\n") == self._folder:
+                    raise SpoolTrouble(
+                        f"{self._folder}: the store that was there is gone; is its device mounted? "
+                        f"To begin with an empty one remove {self._mark}"
+                    )
 
     def _opened(self, connection: apsw.Connection) -> Opened:
         meta = dict(connection.execute("SELECT name, value FROM meta"))

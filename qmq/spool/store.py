@@ -118,7 +118,9 @@ class Store:
                 self._clock.callLater(0.25, self._open, until, started)
             else:
                 self._open_state = ""
-                started.errback(result if result.check(SpoolTrouble) else SpoolTrouble(str(result.value)))
+                trouble = result.value if isinstance(result.value, SpoolTrouble) else SpoolTrouble(str(result.value))
+                self._gathering.refusal = trouble  # and that is why it is full
+                started.errback(trouble)
 
         self._writers.run(self._table.open, opened)
 

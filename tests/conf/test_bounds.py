@@ -75,10 +75,10 @@ class OverflowTests(ConfTestCase):
     def test_circle(self):
         """Mail must not go round: told once, at the circle's first instance."""
         text = two("overflow = storm\n", "overflow = beta\n")
-        self.error(text, 16, "storm leads back to beta", "cut this line")
+        self.error(text, 16, "storm leads back to beta", "cut one of these lines")
         # alpha leads into the circle, but is not of it.
         self.error(
-            text.replace("[beta]", "overflow = beta\n[beta]", 1), 17, "storm leads back to beta", "cut this line"
+            text.replace("[beta]", "overflow = beta\n[beta]", 1), 17, "storm leads back to beta", "cut one of these lines"
         )
 
 

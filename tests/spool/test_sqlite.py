@@ -14,7 +14,7 @@ from qmq.interfaces import SpoolTrouble
 from qmq.mail import HELD, FileBody, MemoryBody, Token
 from qmq.spool import bodies, schema, search
 from qmq.spool.query import parse
-from qmq.spool.sqlite import SQLiteSpool
+from qmq.spool.sqlite import SQLiteSpool, SQLiteTable
 from qmq.spool.store import Store
 from tests.spool.conformance import SpoolConformance
 from tests.spool.faults import FaultyVFS
@@ -51,6 +51,29 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         record = record[:-8] + b"?" + record[-7:]
         connection.execute("UPDATE message SET record = ? WHERE number = ?", (record, number))
         connection.close()
+
+    def test_device_not_mounted(self) -> None:
+        """A store that was there and is not is not begun anew: its device may be mounted yet, and then it is opened."""
+        mark = os.path.join(self.folder, "mark")
+
+        def table() -> SQLiteTable:
+            return SQLiteTable(self.path, reserve=0, inodes=0, mark=mark)
+
+        first = table()
+        tag = first.open().tag
+        first.close()
+        shutil.move(self.path, self.path + "-elsewhere")
+        os.makedirs(self.path)  # the folder that it is mounted on
+
+        with self.assertRaisesRegex(SpoolTrouble, "is its device mounted"):
+            table().open()
+        self.assertEqual(os.listdir(self.path), [])
+
+        os.rmdir(self.path)
+        shutil.move(self.path + "-elsewhere", self.path)
+        again = table()
+        self.assertEqual(again.open().tag, tag)
+        again.close()
 
     def break_disk(self, failing: bool) -> None:
         self.vfs.sync = failing

@@ -216,6 +216,19 @@ class DeadSiteTests(SynchronousTestCase):
 
         self.assertEqual(tried, [30, 90, 210, 450, 930, 1530, 2130, 2730])
 
+    def test_another_queue(self) -> None:
+        """Another queue of the gateway is tried again at once, and never later than after some seconds."""
+        house = House()
+        house.dialler.hosts[b"queue:other"] = UNREACHABLE
+        house.add(b"queue:other")
+        tried = []
+        for half in range(60):
+            house.clock.advance(0.5)
+            if len(house.dialler.dialled) > 1 + len(tried):
+                tried.append((half + 1) / 2)
+
+        self.assertEqual(tried[:6], [0.5, 1.5, 3.5, 7.5, 12.5, 17.5])
+
     def test_one_probe(self) -> None:
         """While one connection tries, mail that comes waits for its outcome, and opens no other."""
         house = self.dead()

@@ -309,6 +309,19 @@ class MoveTests(OrderTests):
         self.assertEqual(house.bouncer.bounced, [])
         self.assertEqual(len(house.spool.entries), 1)
 
+    def test_restarted(self) -> None:
+        """A queue whose process is away for some seconds has what is moved soon after, whatever hosts are patient with."""
+        house = self.resting()
+        house.dialler.hosts[b"queue:q2"] = UNREACHABLE
+        self.act(house, "move", to="q2")
+        house.wait(3, step=1)
+        del house.dialler.hosts[b"queue:q2"]
+
+        house.wait(12, step=1)
+        house.work()
+
+        self.assertEqual(len(house.spool.entries), 0)
+
     def test_in_doubt(self) -> None:
         """What may have been taken there is not moved to a third; what was never offered there may be."""
         offered, fresh = self.resting(), self.resting()

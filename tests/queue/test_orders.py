@@ -322,6 +322,17 @@ class MoveTests(OrderTests):
 
         self.assertEqual(len(house.spool.entries), 0)
 
+    def test_unanswered(self) -> None:
+        """A move that broke off is tried again within seconds, also if nothing else tells that the other queue is back."""
+        house = self.resting()
+        self.act(house, "move", to="q2")
+        house.work(UNREACHABLE)
+
+        (entry,) = house.spool.entries.values()
+
+        assert entry.due is not None
+        self.assertLess(entry.due - house.wall(), 3)
+
     def test_in_doubt(self) -> None:
         """What may have been taken there is not moved to a third; what was never offered there may be."""
         offered, fresh = self.resting(), self.resting()

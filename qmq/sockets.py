@@ -235,6 +235,19 @@ class _KeptPort(Port):
         tcp.Port.connectionLost(self, reason)
 
 
+def sweep(folder: str, suffix: str) -> None:
+    """Remove the unix sockets named so that killed processes have left: who comes to one would find nobody."""
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if entry.name.endswith(suffix)]
+    for path in left:
+        try:
+            lock = _lock(path)
+        except CannotListen:
+            continue  # somebody is there
+        _remove(path)
+        os.close(lock)
+
+
 def _lock(path: str) -> int:
     """
     A descriptor that holds the lock of the unix socket *path*; raises CannotListen, naming the holder.

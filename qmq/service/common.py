@@ -16,6 +16,7 @@ from qmq.deliver.mx import MX
 from qmq.dns.resolver import Resolver
 from qmq.log import EventLog, LogFile, to_descriptor
 from qmq.mail import Clock, Octets, Seconds
+from qmq.sockets import sweep
 from qmq.spool.sqlite import INODES, SQLiteTable
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
@@ -165,6 +166,11 @@ def spool(
         clock=house.reactor, writers=house.disk(folder), wall=house.wall, inline=conf.primary.inline,
         patience=conf.general.stop + _LEAVING,
     )  # fmt: skip
+
+
+def sweep_controls(conf: Conf) -> None:
+    """Commands need not miss processes that were killed and that nobody starts again."""
+    sweep(os.path.join(conf.general.spool, "run"), ".control")
 
 
 def say(line: str) -> None:

@@ -25,7 +25,7 @@ from qmq.notify import Notifier, listen_fds, matched
 from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
-from qmq.service.common import House, mark, open_house, say
+from qmq.service.common import House, mark, open_house, say, sweep_controls
 from qmq.service.crews import COMMAND, Roles, crew, crews, free_stores, listeners, takes_mail
 from qmq.service.handover import Hops
 from qmq.service.heirs import Heirs
@@ -89,6 +89,7 @@ class Gateway(MultiService):
         _more_descriptors()
         self.make_folders(conf)
         if not self.child:
+            sweep_controls(conf)
             wanted = [*self.listeners(conf), self.control_listener()]
             self._take_activated(wanted)
             self.sockets.open(wanted)

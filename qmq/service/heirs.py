@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +11,12 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 
+from qmq.receive.draft import Drafts
 from qmq.routing.states import States, Waiting
 from qmq.service.common import House
 from qmq.service.crews import is_free, left_stores
 from qmq.service.instance import InstanceService
-from qmq.service.kept import KeptService
+from qmq.service.kept import KeptService, store
 
 _LOOK = 3.0
 
@@ -71,6 +74,8 @@ class Heirs(MultiService):
         conf = self._house.conf
         for name in left_stores(conf, [*self._taken(), *self._open, *self._done]):
             if is_free(conf, name):
+                with contextlib.suppress(OSError):  # what lies there does no harm
+                    Drafts(os.path.join(store(conf, name), "drafts"), 0).clear()
                 kept = self._open[name] = KeptService(self._house, name, self._here, self._states, self._waiting)
                 kept.started.addErrback(self._trouble, name)
                 kept.setServiceParent(self)

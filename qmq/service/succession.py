@@ -33,6 +33,7 @@ from qmq.conf.written import ConfErrors
 from qmq.cord import Cord
 from qmq.interfaces import SpoolTrouble
 from qmq.paths import reachable
+from qmq.service.common import sweep_controls
 from qmq.service.crews import COMMAND, takes_mail
 from qmq.sockets import Listener
 from qmq.spool.lock import Lock
@@ -95,6 +96,8 @@ class Succession:
 
     def _orphaned(self) -> None:
         self._gateway.sockets.own()
+        # A process that is killed loses its locks a moment later than the cord.
+        self._gateway.reactor.callLater(1, sweep_controls, self._gateway.conf)
         if not self._turn.called:  # killed before it let us begin; its sockets and locks are ours now
             self._turn.callback(None)
 

@@ -234,11 +234,15 @@ class Gateway:
         """A new session."""
         return Client(self.port, **kw)
 
+    def whole(self, *words):
+        """`qmq WORDS`: all that came of it."""
+        return subprocess.run([*QMQ, *words, "--conf", self.conf], capture_output=True, text=True, timeout=60)
+
     def command(self, *words):
         """`qmq WORDS`: its output."""
-        return subprocess.run(
-            [*QMQ, *words, "--conf", self.conf], capture_output=True, text=True, check=True, timeout=60
-        ).stdout
+        done = self.whole(*words)
+        done.check_returncode()
+        return done.stdout
 
     def stat(self):
         """Each queue's numbers, by name."""

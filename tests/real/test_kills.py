@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -65,8 +66,8 @@ class House:
         """These at once; noted."""
         there = roll.processes(self.gateway)
         roles = {role for pid in pids for role in there.get(pid, ())}
-        roll.kill(*pids)
         self.kills.append((time.monotonic(), kind, roles))
+        roll.kill(*pids)
 
     def one_of(self, *roles):
         """A process that runs one of these, when there is one."""
@@ -387,9 +388,22 @@ class OrphanTests(SynchronousTestCase):
         self.assertTrue(Client(gateway.port).mail("a@one.test", mark="after").startswith(b"250"))
         until(lambda: sink.marks[b"after"])
 
-    test_successor.timeout = test_new_one_at_once.timeout = test_killed_twice.timeout = 120
+    def test_nobody_is_missed(self):
+        """Of processes that were killed for good, commands say nothing: neither an old main process nor a worker."""
+        gateway, _, _ = self.gateway(0, 3)
+        client = Client(gateway.port)
+        gateway.command("restart")
+        roll.kill(*[pid for pid in roll.main_of(gateway) if pid == gateway.process.pid])
+        until(lambda: gateway.whole("stat").stderr == "", 10, 0.5)
+        client.close()
+
+        roll.end_all(gateway)
+        Path(gateway.conf).write_text(Path(gateway.conf).read_text().replace("processes = 2", "processes = 1"))
+        gateway.start()
+        self.assertEqual(gateway.whole("stat").stderr, "")
 
 
-for name in ("test_new_one_at_once", "test_killed_twice", "test_successor"):
+for name in ("test_new_one_at_once", "test_killed_twice", "test_successor", "test_nobody_is_missed"):
+    getattr(OrphanTests, name).timeout = 120
     setattr(OrphanTests, name, pytest.mark.limit(120)(getattr(OrphanTests, name)))
 KillTests.test_rounds = pytest.mark.limit(1800)(KillTests.test_rounds)

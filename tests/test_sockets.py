@@ -261,3 +261,18 @@ class SocketsTests(SynchronousTestCase):
         self.sockets(self.unix)
 
         self.assertTrue(self.connects())
+
+    def test_sweep(self):
+        """What killed processes have left is removed, what somebody listens at stays, and so does what is not meant."""
+        for name in ("dead.control", "dead.qmtp"):
+            left = os.path.join(self.folder, name)
+            with socket.socket(socket.AF_UNIX) as gone:
+                gone.bind(left)
+        ours = Sockets()
+        ours.open([Listener("control", path=os.path.join(self.folder, "ours.control"))])
+
+        sockets.sweep(self.folder, ".control")
+
+        found = {name for name in os.listdir(self.folder) if not name.endswith(".lock")}
+        self.assertEqual(found, {"ours.control", "dead.qmtp"})
+        ours.let_go()

@@ -51,6 +51,7 @@ class House:
             sections={"alone": own, "bounces": own}, bounce_route=f"smtp:127.0.0.1:{self.told.port}",
         )  # fmt: skip
         self.kills = []  # (when, kind, the roles of what was killed)
+        self.longest = 0.0  # from a delivery to the kill that had it made again
         self.moved = []  # the marks of what was moved
 
     def close(self):
@@ -254,6 +255,7 @@ class House:
         first = sink.times[mark][0]
         for number, (when, _, roles) in enumerate(self.kills):
             if role in roles and when - IN_FLIGHT < first < when + LATE:
+                self.longest = max(self.longest, when - first)
                 return number
         return None
 
@@ -295,7 +297,7 @@ class KillTests(SynchronousTestCase):
         print(
             f"seed {SEED}: {ROUNDS} rounds, {len(house.kills)} kills, {time.monotonic() - began:.0f} s: "
             f"{len(load.owed)} acknowledged and {len(house.moved)} moved, {len(lost)} lost, {len(doubled)} twice "
-            f"(at most {max(per_kill)} by one kill), {len(load.troubles)} not acknowledged; {watch.looks} looks"
+            f"(at most {max(per_kill)} by one kill, by its host taken {house.longest:.2f} s before at most), {len(load.troubles)} not acknowledged; {watch.looks} looks"
         )  # fmt: skip
         self.assertEqual(lost, [])
         self.assertEqual([mark for mark, kill in doubled.items() if kill is None], [])

@@ -241,28 +241,33 @@ def sweep(folder: str, suffix: str) -> None:
         left = [entry.path for entry in entries if entry.name.endswith(suffix)]
     for path in left:
         try:
-            lock = _lock(path)
+            lock = _lock(path, tries=1)
         except CannotListen:
             continue  # somebody is there
         _remove(path)
         os.close(lock)
 
 
-def _lock(path: str) -> int:
+def _lock(path: str, tries: int = 3) -> int:
     """
-    A descriptor that holds the lock of the unix socket *path*; raises CannotListen, naming the holder.
+    A descriptor that holds the lock of the unix socket *path*; raises CannotListen after so many *tries*, naming the holder.
 
     Who holds it may replace the socket. That alone does not tell: one that was
     left by a killed process may still have a worker at its other end that is
     about to leave.
     """
     lock = os.open(reachable(path) + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(lock, 20).decode("ascii", "replace").strip()
-        os.close(lock)
-        raise CannotListen(f"{path}: another qmq (process {holder}) uses this spool; stop it first") from None
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if tries := tries - 1:
+                time.sleep(0.01)  # who sweeps has it for a moment
+                continue
+            holder = os.read(lock, 20).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise CannotListen(f"{path}: another qmq (process {holder}) uses this spool; stop it first") from None
     _sign(lock)
     return lock
 

@@ -120,7 +120,19 @@ class ApartTests(SynchronousTestCase):
         until(lambda: self.sink.marks[b"last"])
         self.assertEqual(set(self.facts()), set(ROLES))
 
+    def test_restarted(self):
+        """`qmq restart` restarts each of them by hand-over, and no client sees it."""
+        with Load(self.gateway.port, ["a@one.test", "a@two.test"], sessions=2) as load:
+            until(lambda: len(load.owed) > 50)
+            told = self.gateway.command("restart")
+            before = len(load.owed)
+            until(lambda: len(load.owed) > before + 100)
+        until(lambda: not set(load.owed) - set(self.sink.marks), 30)
+        self.assertEqual(told.count("is the gateway"), len(ROLES))
+        self.assertEqual((lost_and_doubled(load, self.sink), load.troubles), (([], []), []))
+        self.assertEqual(set(self.facts()), set(ROLES))
 
-for name in ("test_together", "test_killed", "test_reloaded", "test_stopped"):
+
+for name in ("test_together", "test_killed", "test_reloaded", "test_restarted", "test_stopped"):
     getattr(ApartTests, name).timeout = 120
     setattr(ApartTests, name, pytest.mark.limit(120)(getattr(ApartTests, name)))

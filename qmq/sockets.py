@@ -250,7 +250,7 @@ def sweep(folder: str, suffix: str) -> None:
 
 def _lock(path: str, tries: int = 3) -> int:
     """
-    A descriptor that holds the lock of the unix socket *path*; raises CannotListen after so many *tries*, naming the holder.
+    A descriptor that holds the lock of the unix socket *path*; after *tries* raises CannotListen, naming the holder.
 
     Who holds it may replace the socket. That alone does not tell: one that was
     left by a killed process may still have a worker at its other end that is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -177,3 +178,10 @@ def say(line: str) -> None:
     """One line to whoever started us, past twistd's log."""
     with contextlib.suppress(OSError):  # nobody is listening any more
         os.write(STDOUT, line.encode() + b"\n")
+
+
+def more_descriptors() -> None:
+    """As many as the system allows: a session needs one, a delivery, a draft."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -25,7 +24,7 @@ from qmq.notify import Notifier, listen_fds, matched
 from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
-from qmq.service.common import House, mark, open_house, say, sweep_controls
+from qmq.service.common import House, mark, more_descriptors, open_house, say, sweep_controls
 from qmq.service.crews import COMMAND, Roles, crew, crews, free_stores, listeners, takes_mail
 from qmq.service.handover import Hops
 from qmq.service.heirs import Heirs
@@ -86,7 +85,7 @@ class Gateway(MultiService):
 
     def _prepare(self) -> None:
         conf = self.conf
-        _more_descriptors()
+        more_descriptors()
         self.make_folders(conf)
         if not self.child:
             sweep_controls(conf)
@@ -396,9 +395,3 @@ async def _quietly(doing: Callable[..., Awaitable[None] | None]) -> None:
             await done
     except Exception:  # noqa: BLE001 - the process goes on as it was
         log.failure("a signal could not be obeyed")
-
-
-def _more_descriptors() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

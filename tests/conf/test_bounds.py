@@ -78,7 +78,10 @@ class OverflowTests(ConfTestCase):
         self.error(text, 16, "storm leads back to beta", "cut one of these lines")
         # alpha leads into the circle, but is not of it.
         self.error(
-            text.replace("[beta]", "overflow = beta\n[beta]", 1), 17, "storm leads back to beta", "cut one of these lines"
+            text.replace("[beta]", "overflow = beta\n[beta]", 1),
+            17,
+            "storm leads back to beta",
+            "cut one of these lines",
         )
 
 

@@ -44,12 +44,14 @@ def unit(key, name="qmq.service"):
 
 
 def calls(group):
-    """The system calls of one of systemd's groups."""
+    """The system calls of one of systemd's groups; a call alone is itself."""
+    if not group.startswith("@"):
+        return {group}
     text = subprocess.run(
         ["systemd-analyze", "syscall-filter", "--no-pager", group], capture_output=True, text=True, check=True
     ).stdout
     words = [line.strip() for line in text.splitlines()[1:] if line.strip() and "#" not in line]
-    return {call for word in words for call in (calls(word) if word.startswith("@") else [word])}
+    return {call for word in words for call in calls(word)}
 
 
 @functools.cache

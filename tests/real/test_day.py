@@ -33,7 +33,9 @@ class DayTests(SynchronousTestCase):
     def add(self, name, number, more=""):
         """One more customer."""
         route = f"domains = {name}.test\ndeliver = smtp:127.0.0.1:{self.sink.port}\nqmtp-listen = none\n"
-        self.edit(lambda text: text.replace("90:bounces", f"{number}:{name}\n90:bounces") + f"\n[{name}]\n{route}{more}\n")
+        self.edit(
+            lambda text: text.replace("90:bounces", f"{number}:{name}\n90:bounces") + f"\n[{name}]\n{route}{more}\n"
+        )
 
     def settled(self, load):
         """All that was acknowledged has left every queue."""

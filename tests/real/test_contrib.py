@@ -90,7 +90,11 @@ def traced():
         ours.command("now")
         client.close()
         ours.stop()
-        until(lambda: f"{ours.process.pid} +++ exited with 0 +++" in trace.read_text(errors="replace"), 60)
+        # strace pads short process ids.
+        until(
+            lambda: re.search(rf"^{ours.process.pid} +\+\+\+ exited with 0", trace.read_text(errors="replace"), re.M),
+            60,
+        )
     finally:
         ours.clear()
         next_hop.clear()

@@ -92,7 +92,9 @@ def traced():
         ours.stop()
         # strace pads short process ids.
         until(
-            lambda: re.search(rf"^{ours.process.pid} +\+\+\+ exited with 0", trace.read_text(errors="replace"), re.MULTILINE),
+            lambda: re.search(
+                rf"^{ours.process.pid} +\+\+\+ exited with 0", trace.read_text(errors="replace"), re.MULTILINE
+            ),
             60,
         )
     finally:

@@ -145,6 +145,13 @@ class Sessions:
         self.addCleanup(client.close)
         return client
 
+    def arrives(self, mark):
+        """The host behind one.test gets it; else what the gateway says of it."""
+        try:
+            until(lambda: self.house.sink.marks[mark])
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{self.house.gateway.text()[-4000:]}") from None
+
     def ask(self, client, sender="a@source.test", recipient="bob@one.test"):
         """What one recipient gets."""
         self.assertEqual(client.say(f"MAIL FROM:<{sender}>")[:3], b"250")
@@ -203,7 +210,7 @@ class SpamcontrolTests(Sessions, SynchronousTestCase):
         self.classic("Accept::SNDR::Relay_Client", rcpt="x@two.test")
         client = self.client("127.0.1.2", 'RELAYCLIENT="@one.test"')
         self.assertEqual(client.mail("x@foreign.test", mark="suffix")[:3], b"250")
-        until(lambda: self.house.sink.marks[b"suffix"])
+        self.arrives(b"suffix")
         recipients = next(r for _, r, text in self.house.sink.messages if b"X-Mark: suffix" in text)
         self.assertEqual(recipients, [b'"x@foreign.test"@one.test'])
 
@@ -445,7 +452,7 @@ class SpamcontrolTests(Sessions, SynchronousTestCase):
         )  # two's own level
         client = self.client("127.0.1.17", 'SPF="1"')
         self.assertEqual(client.mail("bob@one.test", sender="a@soft.test", mark="spf")[:3], b"250")
-        until(lambda: self.house.sink.marks[b"spf"])
+        self.arrives(b"spf")
         text = next(text for _, _, text in self.house.sink.messages if b"X-Mark: spf" in text)
         self.assertTrue(text.startswith(b"Received-SPF: softfail"), text[:200])
         self.assertEqual(text.count(b"Received-SPF"), 1)
@@ -565,7 +572,7 @@ class SpamcontrolTests(Sessions, SynchronousTestCase):
         """The Received field has the client's name, and the protocol's word."""
         client = self.client("127.0.2.1")
         self.assertEqual(client.mail("bob@one.test", mark="received")[:3], b"250")
-        until(lambda: self.house.sink.marks[b"received"])
+        self.arrives(b"received")
         text = next(text for _, _, text in self.house.sink.messages if b"X-Mark: received" in text)
         self.assertIn(
             b"Received: from client.test (mail.yahoo.test [127.0.2.1])\r\n\tby gateway.test with ESMTP id", text

@@ -205,7 +205,7 @@ class NotifierTests(SynchronousTestCase):
 
 class SocketTests(SynchronousTestCase):
     # Where nothing else of the test's process is.
-    FIRST = 300
+    FIRST = 900
 
     def passed(self, *addresses, v6only=True):
         """Listening sockets at the descriptors where a supervisor would have put them."""
@@ -229,7 +229,7 @@ class SocketTests(SynchronousTestCase):
 
         found = listen_fds(environ, 42, self.FIRST)
 
-        self.assertEqual(found, {300: "smtp", 301: "more"})
+        self.assertEqual(found, {900: "smtp", 901: "more"})
         self.assertEqual([(os.get_inheritable(fd), os.get_blocking(fd)) for fd in found], [(False, False)] * 2)
         self.assertEqual(environ, {"A": "b"})
 
@@ -246,7 +246,7 @@ class SocketTests(SynchronousTestCase):
 
         found = listen_fds({"LISTEN_PID": "42", "LISTEN_FDS": "9"}, 42, self.FIRST)
 
-        self.assertEqual(found, {300: ""})
+        self.assertEqual(found, {900: ""})
 
     @given(*[st.one_of(st.none(), st.text(max_size=5), st.sampled_from(["42", "042", "0", "1"]))] * 3)
     def test_any_environment(self, pid, number, names):
@@ -263,35 +263,35 @@ class SocketTests(SynchronousTestCase):
         self.passed((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1"))
         wanted = {("127.0.0.1", self.port(0)): "smtp/a", ("0:0::1", self.port(1)): "smtp/b", ("", 25): "smtp/c"}
 
-        ours, others = matched([300, 301, 302], wanted)
+        ours, others = matched([900, 901, 902], wanted)
 
-        self.assertEqual(ours, {"smtp/a": 300, "smtp/b": 301})
-        self.assertEqual(others, {302: f"127.0.0.1:{self.port(2)}"})
+        self.assertEqual(ours, {"smtp/a": 900, "smtp/b": 901})
+        self.assertEqual(others, {902: f"127.0.0.1:{self.port(2)}"})
 
     def test_all_of_ipv4(self):
         """A listener without a host is the socket for all of IPv4."""
         self.passed((socket.AF_INET, ""))
 
-        self.assertEqual(matched([300], {("", self.port()): "smtp"}), ({"smtp": 300}, {}))
+        self.assertEqual(matched([900], {("", self.port()): "smtp"}), ({"smtp": 900}, {}))
 
     def test_both_protocols(self):
         """A socket for IPv4 and IPv6 at once is not taken, for it would hide IPv4 clients from the rules."""
         self.passed((socket.AF_INET6, "::"), v6only=False)
 
-        ours, others = matched([300], {("::", self.port()): "smtp"})
+        ours, others = matched([900], {("::", self.port()): "smtp"})
 
         self.assertEqual(ours, {})
-        self.assertIn("BindIPv6Only=ipv6-only", others[300])
+        self.assertIn("BindIPv6Only=ipv6-only", others[900])
 
     def test_twice(self):
         """Of two sockets with one address the first is taken."""
         self.passed((socket.AF_INET, "127.0.0.1"))
-        os.dup2(300, 301)
-        self.addCleanup(os.close, 301)
+        os.dup2(900, 901)
+        self.addCleanup(os.close, 901)
 
-        ours, others = matched([300, 301], {("127.0.0.1", self.port()): "smtp"})
+        ours, others = matched([900, 901], {("127.0.0.1", self.port()): "smtp"})
 
-        self.assertEqual((ours, list(others)), ({"smtp": 300}, [301]))
+        self.assertEqual((ours, list(others)), ({"smtp": 900}, [901]))
 
     def test_no_sockets(self):
         """A datagram socket, a unix socket and a file are none of ours."""

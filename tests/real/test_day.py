@@ -39,7 +39,12 @@ class DayTests(SynchronousTestCase):
 
     def settled(self, load):
         """All that was acknowledged has left every queue."""
-        until(lambda: len(set(load.owed) - set(self.sink.marks)) == 0, 60)
+        try:
+            until(lambda: len(set(load.owed) - set(self.sink.marks)) == 0, 60)
+        except AssertionError as late:
+            missing = {mark: load.owed[mark] for mark in set(load.owed) - set(self.sink.marks)}
+            log = self.gateway.text()[-3000:]
+            raise AssertionError(f"{late}: {missing}\n{self.gateway.command('list')}\n{log}") from None
         self.assertEqual(lost_and_doubled(load, self.sink), ([], []))
 
     def test_instances_come_and_go(self):
@@ -58,7 +63,7 @@ class DayTests(SynchronousTestCase):
             until(lambda: load.count["a@alpha.test"] > before + 20)
 
             load.recipients = [r for r in load.recipients if r != "a@zeta.test"]
-            time.sleep(0.3)
+            time.sleep(2)  # until the last client that began with zeta has had its answer
             until(lambda: self.gateway.stat()["zeta"]["queued"] == 0)
             self.edit(lambda text: re.sub(r"13:zeta\n|\[zeta\][^\[]*", "", text))
             until(self.reloaded, 20)

@@ -80,9 +80,10 @@ def connect(
     connection = apsw.Connection(path, vfs=vfs)
     try:
         connection.set_busy_timeout(2000)
+        # Before all that reads the file: else there is shared memory all the same, a descriptor and 32 KiB of it.
+        connection.pragma("locking_mode", "exclusive")
         connection.pragma("cache_size", -cache)
         connection.pragma("temp_store", "memory")
-        connection.pragma("locking_mode", "exclusive")
         version = connection.pragma("user_version")
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")

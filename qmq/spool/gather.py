@@ -69,7 +69,7 @@ class Gathering:
         self._retrying: IDelayedCall | None = None
         self._broken = False
         self._full, self._asked_at = "", 0.0
-        self._used: Seconds = 0
+        self._used: Seconds | None = None  # when there was something to do last; None: the table rests
         self._idler: IDelayedCall | None = None
         self._stopped: Deferred[None] | None = None
 
@@ -81,14 +81,19 @@ class Gathering:
         self.refusal, self._stopped, self._broken, self._working = None, None, False, False
         self._full, self._asked_at = full, self._clock.seconds()
 
-    def full(self) -> str:
-        """Why no mail is kept now, for the operator: the refusal, or (known to a second) which bound; empty: it is."""
+    def full(self, resting: Seconds = 1) -> str:
+        """
+        Why no mail is kept now, for the operator: the refusal, or which bound is reached; empty: it is kept.
+
+        A bound is known to a second, or to *resting* as long as there is room and nothing to do.
+        """
+        if self.refusal is not None:
+            return str(self.refusal) or "trouble"
         now = self._clock.seconds()
-        if now - self._asked_at >= 1 and self.refusal is None:
+        if now - self._asked_at >= (resting if self._used is None and not self._full else 1):
             self._asked_at = now
-            self._looks.append((lambda _: None, None))
-            self._schedule(soon=True)
-        return self._full if self.refusal is None else str(self.refusal) or "trouble"
+            self._schedule(soon=True)  # every batch says it, an empty one too
+        return self._full
 
     def keep(self, keep: Keep) -> None:
         """With the next batch."""
@@ -132,8 +137,8 @@ class Gathering:
 
     def _flush(self) -> None:
         self._timer, self._soon = None, False
-        batch = self.batch
-        due = self._settle_at is not None and self._clock.seconds() >= self._settle_at
+        batch, now = self.batch, self._clock.seconds()
+        due = self._settle_at is not None and now >= self._settle_at
         if batch.keeps or batch.reads or due or self._stopped is not None:
             self.batch, self._settle_at = Batch(), None
             # Who has gone away before the writing began is spared it.
@@ -143,6 +148,8 @@ class Gathering:
             batch = Batch()
         batch.reads += self._looks
         self._looks = []
+        if batch.keeps or batch.reads or batch.settles:
+            self._used = now
 
         def work() -> Outcome:
             outcome = self._table.commit(batch)
@@ -166,7 +173,7 @@ class Gathering:
         self._writers.run(work, worked)
 
     def _done(self, batch: Batch, outcome: Outcome) -> None:
-        self._full = outcome.full
+        self._full, self._asked_at = outcome.full, self._clock.seconds()
         self._owner.written(outcome)
         for keep in batch.keeps:
             trouble = outcome.refused or keep.trouble
@@ -209,8 +216,7 @@ class Gathering:
         if self._stopped is not None:
             self._finish()
         elif self.refusal is None:
-            self._used = self._clock.seconds()
-            if self._idler is None:
+            if self._idler is None and self._used is not None:
                 self._idler = self._clock.callLater(self._idle, self._rest)
             self._schedule(soon=bool(self.batch.keeps or self.batch.reads or self._looks))
 
@@ -237,9 +243,9 @@ class Gathering:
 
     def _rest(self) -> None:
         self._idler = None
-        left = self._used + self._idle - self._clock.seconds()
-        if self._working or self.refusal is not None:
+        if self._working or self.refusal is not None or self._used is None:
             return  # _go_on begins anew
+        left = self._used + self._idle - self._clock.seconds()
         if left > 0:
             self._idler = self._clock.callLater(left, self._rest)
             return
@@ -253,7 +259,7 @@ class Gathering:
             else:
                 self._schedule(soon=bool(self.batch.keeps or self.batch.reads or self._looks))
 
-        self._working = True
+        self._working, self._used = True, None
         self._writers.run(self._table.rest, rested)
 
     # To stop.

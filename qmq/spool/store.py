@@ -32,6 +32,8 @@ from qmq.spool.writer import Writers
 NOBODY: frozenset[Address] = frozenset()
 # Of a start's 2**32 numbers so many are used before the next 2**32 are reserved.
 HALF = 1 << 31
+# Who watches a thousand stores need not wake each of them every second.
+_RESTING: Seconds = 10
 # What a table can hold.
 HIGHEST = (1 << 63) - 1
 
@@ -68,6 +70,10 @@ class Store:
         self._epoch = self._reserved = self._number = self._seq = 0
         # In hand: recipients ever, body's number, octets.
         self._hand: dict[int, tuple[Sequence[Address], int, Octets]] = {}
+        # Of what is not in hand nothing is due before *_told*, as the table said, and nothing that came since before
+        # *_came*: a thousand stores need not be opened twice a minute to say so again.
+        self._told = -math.inf
+        self._came = math.inf
         self._open_state = ""  # "", opening, open
 
     @property
@@ -91,8 +97,8 @@ class Store:
 
     @property
     def full(self) -> str:
-        """Why no mail is kept now, for the operator; empty: it is kept."""
-        return self._gathering.full()
+        """Why no mail is kept now, for the operator; empty: it is kept. Of one that rests known to ten seconds."""
+        return self._gathering.full(_RESTING)
 
     def bound(self, reserve: Octets, inodes: int, share: Octets | float | None) -> None:
         """From now on it may take so much of its disk; see qmq.spool.room."""
@@ -217,12 +223,14 @@ class Store:
             batch.rewritten[number] = (entry.due, entry.attempts, entry.site, record)
             if entry.due is not None:
                 del self._hand[number]
+                self._came = min(self._came, entry.due)
         self._gathering.settle()
 
     def release(self, entry: Entry, due: Seconds) -> None:
         """As ISpool.release; an operator may have given it another site, which is written too."""
         if entry.fence == self._epoch and self._hand.pop(entry.number, None) is not None:
             entry.due = due
+            self._came = min(self._came, due)
             self._gathering.batch.released[entry.number] = (due, entry.site)
             self._gathering.settle()
 
@@ -230,10 +238,13 @@ class Store:
 
     def claim(self, now: Seconds, limit: int, busy: Sequence[bytes]) -> Deferred[Sequence[Entry]]:
         """As ISpool.claim; an entry's body has its size, and is to be had from body()."""
+        if self._nothing_until() > now:
+            return succeed([])
         sites = frozenset(busy)
         return self._gathering.ask(lambda table: table.claim(now, limit, sites)).addCallback(self._claimed)
 
     def _claimed(self, claimed: list[Held]) -> list[Entry]:
+        self._told = -math.inf
         for entry, recipients, place, size in claimed:
             entry.fence, entry.due = self._epoch, None
             self._hand[entry.number] = (recipients, place, size)
@@ -241,8 +252,25 @@ class Store:
 
     def next_due(self, busy: Sequence[bytes]) -> Deferred[Seconds | None]:
         """As ISpool.next_due; behind thousands of entries of busy sites it may be too early, never too late."""
+        known = self._nothing_until()
+        if known == math.inf:
+            return succeed(None)
+        if known > self._wall() and self._came == math.inf and not busy:
+            return succeed(known)
         sites = frozenset(busy)
-        return self._gathering.ask(lambda table: table.next_due(sites))
+        self._told, self._came = -math.inf, math.inf
+        found = self._gathering.ask(lambda table: table.next_due(sites))
+        return found if sites else found.addCallback(self._found)
+
+    def _found(self, due: Seconds | None) -> Seconds | None:
+        self._told = math.inf if due is None else due
+        return due
+
+    def _nothing_until(self) -> Seconds:
+        """Before that, as is known without the table, there is nothing to claim."""
+        if self._gathering.refusal is not None:
+            return -math.inf
+        return math.inf if self.messages <= len(self._hand) else min(self._told, self._came)
 
     def body(self, entry: Entry) -> Body | Deferred[Body]:
         """As ISpool.body; fails with SpoolTrouble if the body is not there any more."""
@@ -256,7 +284,11 @@ class Store:
 
     def due_now(self, query: Mapping[str, str]) -> Deferred[int]:
         """As ISpool.due_now; goes piece by piece, so that mail is kept and claimed in between."""
-        return Deferred.fromCoroutine(self._looking.due_now(query))
+        return Deferred.fromCoroutine(self._looking.due_now(query)).addBoth(self._hastened)
+
+    def _hastened(self, done: int | Failure) -> int | Failure:
+        self._told = -math.inf
+        return done
 
     def find(self, query: Mapping[str, str], after: int, limit: int) -> Deferred[Sequence[Entry]]:
         """As ISpool.find; a word that cannot be asked for fails with ValueError. *due* is None of what is in hand."""
@@ -313,7 +345,8 @@ class Store:
             self.release(entry, entry.born)
 
     def unwritten(self, batch: Batch) -> None:
-        """Once more, then, what belongs to the settles."""
+        """Once more, then, what belongs to the settles; who knows which rows are there."""
+        self._told = -math.inf
         self._buried.update(((peer, seq), None) for peer, seq, _ in batch.tombstones)
         self._tombstones.repeat(batch.forgotten)
         if batch.epoch:

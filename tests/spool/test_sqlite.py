@@ -572,6 +572,54 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
 
         self.assertEqual(self.open_files(), {"lock"})
 
+    def test_watched(self) -> None:
+        """That somebody asks every second whether it takes mail keeps no file open."""
+        store = self.opened()
+        self.kept(store, ANN)
+        for _ in range(70):
+            self.clock.advance(1)
+            self.assertEqual(store.full, "")
+
+        self.assertEqual(self.open_files(), {"lock"})
+
+    def test_empty(self) -> None:
+        """Where there is nothing to claim no file is opened to say so."""
+        store = self.opened()
+
+        self.assertEqual(self.claimed(store), [])
+        self.assertIsNone(self.now(store.next_due([])))
+        self.assertEqual(self.open_files(), {"lock"})
+
+    def test_naps(self) -> None:
+        """Asked time and again for mail that is not due for hours a store rests, and gives it out when it is due."""
+        store = self.opened()
+        due = self.wall() + 3600
+        self.waiting(store, due)
+        for _ in range(4):
+            self.assertEqual(self.claimed(store), [])
+            self.assertEqual(self.now(store.next_due([])), due)
+            self.clock.advance(30)
+
+        self.assertEqual(self.open_files(), {"lock"})
+        self.assertEqual(len(self.claimed(store, now=due)), 1)
+
+    def test_room_at_rest(self) -> None:
+        """Of a store with nothing to do it is known to ten seconds that its disk is full, and to one that it is not."""
+        store = self.opened()
+        bounds = self.store._table._bounds
+        bounds.reserve = 1 << 62
+        self.clock.advance(9)
+        self.clock.advance(len(store.full))
+        self.assertEqual(store.full, "")
+
+        self.clock.advance(1)
+        self.clock.advance(len(store.full))
+        self.assertIn("reserve", store.full)
+        bounds.reserve = 0
+        self.clock.advance(1)
+        self.clock.advance(bool(store.full) - 1)
+        self.assertEqual(store.full, "")
+
     def open_files(self) -> set[str]:
         descriptors = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
         folder = os.path.realpath(self.path)

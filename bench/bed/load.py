@@ -220,7 +220,7 @@ class Sink(_Process):
         return self
 
     def settle(self, expected, stall=20.0, limit=600.0, say: Say = _silent):
-        """Wait for *expected* recipients to have their mail, for *stall* seconds without any, or the limit; how many have."""
+        """Wait until *expected* have their mail, none came for *stall* seconds, or the limit; how many have."""
         began = changed = time.monotonic()
         last = -1
         while True:
@@ -359,9 +359,9 @@ def figures(source, sink, chosen: Chosen = _every) -> Figures:
 
 def course(pairs, zero, seconds=1.0):
     """
-    Waits over time, by the time of the 250: for each *seconds* from *zero* on (when, acknowledged, delivered, p50, p99).
+    Waits over time: for each *seconds* from *zero* on (when, acknowledged, delivered, p50, p99).
 
-    What was not delivered has no wait; how many those are, the two counts say.
+    By the time of the 250. What was not delivered has no wait; how many those are, the two counts say.
     """
     spans = {}
     for sent, got in pairs:

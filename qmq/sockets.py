@@ -90,6 +90,7 @@ class Sockets:
         """
         opened: list[str] = []
         until = time.monotonic() + patience
+        others = self._addresses()
         for listener in listeners:
             try:
                 if listener.word in self._open and self._kept(listener):
@@ -97,7 +98,9 @@ class Sockets:
                 opened.append(listener.word)
                 if listener.path:
                     self._locks[listener.word] = (_lock(listener.path), listener.path)
-                self._open[listener.word] = self._same(listener) or _patiently(listener, until)
+                # A copy of what is open there for somebody else of ours, who is about to give it up.
+                same = None if listener.path else others.get((listener.host or "0.0.0.0", listener.port))
+                self._open[listener.word] = _patiently(listener, until) if same is None else same.dup()
             except OSError as error:
                 self._drop_all(opened)
                 raise CannotListen(_remedy(listener, error)) from error
@@ -202,14 +205,9 @@ class Sockets:
     def __contains__(self, word: str) -> bool:
         return word in self._open
 
-    def _same(self, listener: Listener) -> socket.socket | None:
-        """A copy of what is open at that address for somebody else of ours, who is about to give it up."""
-        if listener.path:
-            return None
-        for ours in self._open.values():
-            if ours.family != socket.AF_UNIX and ours.getsockname()[:2] == (listener.host or "0.0.0.0", listener.port):
-                return ours.dup()
-        return None
+    def _addresses(self) -> dict[tuple[str, int], socket.socket]:
+        """The TCP sockets that are open, by their address."""
+        return {ours.getsockname()[:2]: ours for ours in self._open.values() if ours.family != socket.AF_UNIX}
 
     def _kept(self, listener: Listener) -> bool:
         """Whether what is open under the listener's word is what is wanted; if it is at another path, it is dropped."""

@@ -13,17 +13,22 @@ from matplotlib import pyplot as plt
 
 from . import figures
 
-_OTHERS, _BASE, _BAD, _FAULT = "#31688e", "#8a8a8a", "#c0392b", "#f3e3c3"
+OURS, PLAIN, _BAD, _FAULT = "#31688e", "#8a8a8a", "#c0392b", "#f3e3c3"
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "qmq", "font.family": "sans-serif", "font.size": 9,
     "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
+def style():
+    """For all pictures from now on."""
+    mpl.rcParams.update(_STYLE)
+
+
 def draw(done, base, folder):
     """`isolation-p99.svg` and `isolation-time.svg` in *folder*; their paths."""
     os.makedirs(folder, exist_ok=True)
-    mpl.rcParams.update(_STYLE)
+    style()
     bases = [one for one in done if one["fault"] == "base"]
     faults = [one for one in done if one["fault"] != "base"]
     paths = []
@@ -39,12 +44,12 @@ def bars(bases, faults, base):
     picture, axes = plt.subplots(figsize=(7.5, 0.9 + 0.32 * (len(faults) + 1)))
     places = range(len(faults), 0, -1)
     p99 = [one["others"]["p99"] for one in faults]
-    colours = [_BAD if figures.verdict(one, base) else _OTHERS for one in faults]
+    colours = [_BAD if figures.verdict(one, base) else OURS for one in faults]
     axes.barh(list(places), p99, color=colours, height=0.6)
     for place, value in zip(places, p99, strict=True):
         axes.text(value, place, f" {value:.1f}", va="center")
-    axes.scatter([one["others"]["p99"] for one in bases], [0] * len(bases), color=_BASE, s=18, zorder=3)
-    axes.axvline(base["p99"], color=_BASE, linewidth=1, linestyle=":")
+    axes.scatter([one["others"]["p99"] for one in bases], [0] * len(bases), color=PLAIN, s=18, zorder=3)
+    axes.axvline(base["p99"], color=PLAIN, linewidth=1, linestyle=":")
     axes.axvline(figures.allowed(base), color=_BAD, linewidth=1, linestyle="--")
     axes.text(figures.allowed(base), len(faults) + 0.6, " allowed", color=_BAD, va="bottom", ha="center")
     axes.set_yticks([*places, 0], [*(one["fault"] for one in faults), f"no fault, {len(bases)} rounds"])
@@ -75,9 +80,9 @@ def course(axes, one):
         axes.axvspan(one["time"][0][0] if one["lasting"] else 0, one["seconds"], color=_FAULT, linewidth=0)
     seconds, _, p50, p99, most = zip(*one["time"][:-1], strict=True)  # the last second is not a whole one
     floor = 0.1  # of the axis; a host may have the message before its sender has read the 250
-    axes.plot(seconds, [max(floor, v) for v in most], color=_BASE, linewidth=0.6, label="max")
-    axes.plot(seconds, [max(floor, v) for v in p99], color=_OTHERS, linewidth=1.2, label="p99")
-    axes.plot(seconds, [max(floor, v) for v in p50], color=_OTHERS, linewidth=0.8, linestyle=":", label="p50")
+    axes.plot(seconds, [max(floor, v) for v in most], color=PLAIN, linewidth=0.6, label="max")
+    axes.plot(seconds, [max(floor, v) for v in p99], color=OURS, linewidth=1.2, label="p99")
+    axes.plot(seconds, [max(floor, v) for v in p50], color=OURS, linewidth=0.8, linestyle=":", label="p50")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()

@@ -1,5 +1,5 @@
 """
-The load: `load.c`'s source and sink, as seen by whoever measures with them.
+The load: the source and sink of `load/`, as seen by whoever measures with them.
 
     with Sink(recipients=10_000, hosts=["127.0.0.1:0=ok", "127.0.1.1:0=tarpit"]) as sink:
         (start a relay that has the routes to sink.addresses)
@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).resolve().parent.parent / "load.c"
+BENCH = Path(__file__).resolve().parent.parent
+PROGRAM = sorted((BENCH / "load").glob("*.[ch]"))
 
-# As in load.c.
+# As in load.h.
 _PAGE = 4096
 _HEAD = struct.Struct("<8Q2d")
 _SENT = struct.Struct("<ddiHH")
@@ -55,31 +56,29 @@ class Unavailable(Exception):
 def cache():
     """The folder for what is built or fetched once: $XDG_CACHE_HOME/qmq-bench, or bench/.build."""
     named = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(named) / "qmq-bench" if named else SOURCE.parent / ".build"
+    folder = Path(named) / "qmq-bench" if named else BENCH / ".build"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def built(source, *words):
-    """A C file's program, compiled on first use and when the file has changed; raises Unavailable."""
-    text = source.read_bytes()
-    program = cache() / f"{source.stem}-{hashlib.sha256(text + repr(words).encode()).hexdigest()[:12]}"
+def built(files, *words):
+    """The program of some C files, compiled on first use and when they have changed; raises Unavailable."""
+    text = b"".join(file.read_bytes() for file in files)
+    program = cache() / f"{files[0].parent.name}-{hashlib.sha256(text + repr(words).encode()).hexdigest()[:12]}"
     if program.exists():
         return str(program)
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise Unavailable(
-            f"{source.name} must be compiled, and there is no C compiler; say: apt-get install gcc libc6-dev"
+            f"{files[0].parent} must be compiled, and there is no C compiler: apt-get install gcc libc6-dev"
         )
     new = f"{program}.{os.getpid()}"
+    sources = [str(file) for file in files if file.suffix == ".c"]
     done = subprocess.run(
-        [compiler, "-O2", "-Wall", "-Wextra", *words, "-o", new, str(source)],
-        capture_output=True,
-        text=True,
-        check=False,
+        [compiler, "-O2", "-Wall", "-Wextra", "-o", new, *sources, *words], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise Unavailable(f"{compiler} cannot compile {source}:\n{done.stderr}")
+        raise Unavailable(f"{compiler} cannot compile {' '.join(sources)}:\n{done.stderr}")
     os.replace(new, program)
     return str(program)
 
@@ -104,7 +103,7 @@ def mix(weights):
 
 
 class Head(NamedTuple):
-    """What a source or sink has counted so far: load.c, struct head."""
+    """What a source or sink has counted so far: load.h, struct head."""
 
     done: int
     accepted: int
@@ -145,7 +144,7 @@ class _Process:
 
     def _begin(self, *words):
         """The record lies in memory: nothing of the load touches a disk."""
-        program = built(SOURCE)
+        program = built(PROGRAM)
         self.folder = tempfile.mkdtemp(prefix="qmq-load-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self.process = subprocess.Popen(
             [program, *words[:1], "--record", self._record, "--seconds", str(max(1, round(self.seconds))), *words[1:]],
@@ -202,7 +201,7 @@ class _Process:
 
 @dataclass(kw_only=True)
 class Sink(_Process):
-    """Hosts that take mail, each in its mode (load.c says which there are); started, it knows their *addresses*."""
+    """Hosts that take mail, each in its mode (load/main.c says which); started, it knows their *addresses*."""
 
     recipients: int  # numbers from 0 on that it counts
     hosts: Sequence[str] = ("127.0.0.1:0=ok",)
@@ -239,7 +238,7 @@ class Sink(_Process):
 
 @dataclass(kw_only=True)
 class Source(_Process):
-    """A load of numbered messages; see load.c for what its numbers mean."""
+    """A load of numbered messages; see load/main.c for what its numbers mean."""
 
     to: str  # 127.0.0.1:2525
     messages: int

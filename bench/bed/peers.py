@@ -14,10 +14,8 @@ import subprocess
 import sys
 from types import MappingProxyType
 
-from .load import SOURCE, Unavailable, built, cache
+from .load import BENCH, Unavailable, built, cache
 from .target import Target, debian, identity, write
-
-BENCH = SOURCE.parent
 
 
 class Postfix(Target):
@@ -225,7 +223,7 @@ class OpenSMTPD(Target):
             *(f'match from any for domain "{domain}" action "to{n}"' for n, (domain, _, _) in enumerate(self.routes)),
         ]
         write(f"{self.etc}/smtpd.conf", "\n".join(lines) + "\n")
-        self.environ = {"LD_PRELOAD": built(BENCH / "backlog.c", "-shared", "-fPIC", "-ldl")}
+        self.environ = {"LD_PRELOAD": built([BENCH / "backlog.c"], "-shared", "-fPIC", "-ldl")}
         self.mounts = [
             "mount -t tmpfs tmpfs /var/lib", "mkdir -p /var/lib/opensmtpd/empty",
             f"mount --bind {self.spool} {self.etc}/here",

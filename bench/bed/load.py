@@ -171,10 +171,10 @@ class _Process:
                 return Head(*[0] * 8, 0.0, 0.0)
         return Head._make(_HEAD.unpack_from(self._map))
 
-    def _entries(self, shape, made):
+    def _entries(self, shape, made, first=0, count=-1):
         with open(self._record, "rb") as file:
-            file.seek(_PAGE)
-            return list(map(made._make, shape.iter_unpack(file.read())))
+            file.seek(_PAGE + first * shape.size)
+            return list(map(made._make, shape.iter_unpack(file.read(count * shape.size if count >= 0 else -1))))
 
     def _complain(self):
         raise RuntimeError(self.process.stderr.read().strip() or f"load ended with {self.process.returncode}")
@@ -231,9 +231,9 @@ class Sink(_Process):
                 return done
             time.sleep(0.02)
 
-    def receipts(self) -> list[Got]:
-        """One for each number."""
-        return self._entries(_GOT, Got)
+    def receipts(self, first=0, count=-1) -> list[Got]:
+        """One for each number, or for *count* of them from *first* on."""
+        return self._entries(_GOT, Got, first, count)
 
 
 @dataclass(kw_only=True)
@@ -249,6 +249,7 @@ class Source(_Process):
     recipients: int = 1  # of each message
     rate: float = 0.0  # messages a second; 0: closed loop
     tries: int = 0  # of each message; 0: 20 in a closed loop, 1 in an open one
+    first: int = 0  # number of the first message: several sources, one after another, can send to one sink
     pipelining: bool = True  # if it is offered
 
     def start(self):
@@ -259,7 +260,7 @@ class Source(_Process):
         words = {
             "domains": file.name, "messages": self.messages, "sessions": self.sessions, "octets": self.octets,
             "per-connection": self.per_connection, "recipients": self.recipients, "rate": self.rate,
-            "tries": self.tries,
+            "tries": self.tries, "first": self.first,
         }  # fmt: skip
         return self._begin(
             "source", self.to, *(part for word, value in words.items() for part in (f"--{word}", str(value))),
@@ -284,7 +285,7 @@ class Source(_Process):
             os.unlink(self._domains)
 
     def domain(self, recipient):
-        """Whose a recipient is."""
+        """Whose a recipient is, by its number."""
         return self.domains[recipient % len(self.domains)]
 
     def messages_sent(self) -> list[Sent]:
@@ -326,7 +327,9 @@ def joined(source: Source, sink: Sink, chosen: Chosen = _every) -> list[tuple[Se
     """Each recipient of a chosen domain: its message, what it got."""
     sent, each, of = source.messages_sent(), source.recipients, len(source.domains)
     wanted = [chosen(domain) for domain in source.domains]
-    return [(sent[i // each], got) for i, got in enumerate(sink.receipts()[: len(sent) * each]) if wanted[i % of]]
+    first = source.first * each
+    receipts = sink.receipts(first, len(sent) * each)
+    return [(sent[i // each], got) for i, got in enumerate(receipts) if wanted[(first + i) % of]]
 
 
 def counted(pairs, failed=0) -> Figures:

@@ -76,7 +76,7 @@ void drop(struct octets *out, size_t length);
 /* What main reads of the command line. */
 struct order {
     const char *record, *domains, *to;
-    long long messages, recipients, sessions, octets, per_connection, tries;
+    long long first, messages, recipients, sessions, octets, per_connection, tries;
     double rate, seconds;
     bool pipelining;
     int host_count;

@@ -2,11 +2,11 @@
  * The load of the benchmarks: a source and a sink of SMTP, loopback only.
  *
  *   load source TO --record FILE --domains FILE [--messages N] [--sessions S] [--octets L] [--recipients R]
- *               [--per-connection K] [--rate R] [--tries T] [--no-pipelining] [--seconds S]
+ *               [--per-connection K] [--rate R] [--tries T] [--first F] [--no-pipelining] [--seconds S]
  *   load sink   --record FILE [--recipients N] [--seconds S] ADDRESS:PORT=MODE[:ARGUMENT]...
  *
- * Recipients are numbered, in their local parts: message m has the recipients m*R to m*R+R-1, and recipient i
- * is of domain i modulo the lines of --domains. The source notes for each message when it was due and when it
+ * Recipients are numbered, in their local parts: message m (from --first on) has the recipients m*R to m*R+R-1,
+ * and recipient i is of domain i modulo the lines of --domains. The source notes for each message when it was due and when it
  * got its 250; the sink notes for each recipient when a final 250 left for it, and how often. So loss, second
  * copies and waits are exact for each message, if the two records are joined (bench/bed/load.py does).
  *
@@ -50,6 +50,7 @@ int main(int argc, char **argv)
         {"record", 1, NULL, 'o'}, {"domains", 1, NULL, 'd'}, {"messages", 1, NULL, 'n'}, {"sessions", 1, NULL, 's'},
         {"octets", 1, NULL, 'l'}, {"recipients", 1, NULL, 'r'}, {"per-connection", 1, NULL, 'k'},
         {"rate", 1, NULL, 'R'}, {"tries", 1, NULL, 't'}, {"no-pipelining", 0, NULL, 'P'}, {"seconds", 1, NULL, 'S'},
+        {"first", 1, NULL, 'f'},
         {NULL, 0, NULL, 0},
     };
     struct order order = {.messages = 1000, .sessions = 20, .octets = 4096, .pipelining = true, .seconds = 300};
@@ -57,6 +58,7 @@ int main(int argc, char **argv)
         case 'o': order.record = optarg; break;
         case 'd': order.domains = optarg; break;
         case 'n': order.messages = whole(optarg, 1, 100000000); break;
+        case 'f': order.first = whole(optarg, 0, 1000000000); break;
         case 's': order.sessions = whole(optarg, 1, BUSIEST); break;
         case 'l': order.octets = whole(optarg, 100, 1 << 30); break;
         case 'r': order.recipients = whole(optarg, 1, 1000000000); break;

@@ -29,7 +29,7 @@ struct client {
 static struct {
     struct sockaddr_storage to;
     socklen_t to_length;
-    int64_t messages, recipients, upcoming;
+    int64_t first, messages, recipients, upcoming;
     int sessions, per_connection, tries;
     size_t octets;
     double rate, begun;
@@ -118,7 +118,7 @@ static void flush_client(struct client *c)
 static void say_recipient(struct client *c, int64_t number)
 {
     char command[LINE];
-    int64_t recipient = c->message * source.recipients + number;
+    int64_t recipient = (source.first + c->message) * source.recipients + number;
     add(&c->out, command, snprintf(command, sizeof command, "RCPT TO:<u%lld@%s>\r\n", (long long)recipient,
                                    source.domains[recipient % source.domain_count]));
 }
@@ -294,6 +294,7 @@ static void read_domains(const char *path)
 
 static void understand(const struct order *order)
 {
+    source.first = order->first;
     source.messages = order->messages;
     source.recipients = order->recipients ? order->recipients : 1;
     source.sessions = order->sessions;

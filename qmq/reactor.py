@@ -4,16 +4,19 @@ The reactor that `twistd qmq` runs on if no other is asked for: epoll, as Twiste
 Its clock is monotonic: Twisted's counts by the wall clock, and an hour's jump
 back would stall every timer for an hour. And it calls a connection directly,
 without the log context that Twisted puts around each event: about 3 us of some
-25 that an event costs; a connection that raises is logged all the same.
+25 that an event costs; a connection that raises is logged all the same. Where
+there is only something to read, it reads without asking what else there might be.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from select import EPOLLIN
 
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
+from twisted.python.log import err
 
 # Measured with one queue at full speed: 99th percentile of the others' delays 22 ms by Python's own 5 ms, 14 by this.
 _SWITCH = 0.0005
@@ -32,11 +35,21 @@ class MonotonicEPollReactor(EPollReactor):
             events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
         except InterruptedError:
             return
-        selectables, do = self._selectables, self._doReadOrWrite
+        selectables = self._selectables
         for fd, event in events:
             # One that an earlier event of this turn has closed is not there any more.
-            if (selectable := selectables.get(fd)) is not None:
-                do(selectable, fd, event)
+            if (selectable := selectables.get(fd)) is None:
+                continue
+            if event != EPOLLIN:
+                self._doReadOrWrite(selectable, fd, event)
+                continue
+            try:
+                why = selectable.doRead()
+            except BaseException as error:  # noqa: BLE001 - as Twisted's: only this connection feels it
+                err()
+                why = error
+            if why:
+                self._disconnectSelectable(selectable, why, True)
 
     doIteration = doPoll
 

@@ -20,6 +20,7 @@ from qmq.mail import Body, Clock, Entry, FileBody, MemoryBody, Octets, Seconds
 from qmq.spool.bodies import Bodies, sync_folder
 from qmq.spool.claims import Line
 from qmq.spool.lock import Lock
+from qmq.spool.pages import Pages
 from qmq.spool.query import Query
 from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
@@ -54,7 +55,7 @@ class SQLiteTable:
     The rows of one queue in *folder*, which is made if there is none (0700).
 
     Nothing is kept past the bounds *reserve*, *inodes* and *share* (see Room); settles
-    go on. *cache* (KiB) is SQLite's page cache. *vfs* names a SQLite VFS. *mark* is a file elsewhere that
+    go on. *cache* (KiB) is the least of SQLite's page cache. *vfs* names a SQLite VFS. *mark* is a file elsewhere that
     remembers that there is a store: one that is gone at a start is not begun anew then.
     """
 
@@ -66,7 +67,7 @@ class SQLiteTable:
         self._folder, self._path = folder, os.path.join(folder, "spool.db")
         self._cache, self._vfs = cache, vfs
         self._bounds = Room(folder, reserve=reserve, inodes=inodes, share=share)
-        self._pages = 0  # octets of the database's pages in use, when last looked at
+        self._pages = Pages(cache)
         self._lock = Lock(os.path.join(folder, "lock"))
         self._bodies = Bodies(folder)
         self._hand: set[int] = set()
@@ -118,7 +119,7 @@ class SQLiteTable:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
         recount(connection, self._counts, self._tag)
         self._sweep(connection)
-        self._weigh()
+        self._pages.weigh()
         opened = Opened(self._tag, self._epoch, self._counts, self._alarms, self._full())
         opened.lows = list(connection.execute("SELECT peer, low FROM peer"))
         opened.tombstones = list(connection.execute("SELECT peer, seq, recipients FROM tombstone"))
@@ -132,12 +133,14 @@ class SQLiteTable:
     def _connected(self, *, make: bool = False) -> apsw.Connection:
         if self._connection is None:
             self._connection = connect(self._path, make=make, cache=self._cache, vfs=self._vfs)
+            self._pages.of(self._connection)
             self._line.rewind()
             self._search.renew()
         return self._connection
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._pages.of(None)
         if connection is not None:
             connection.close(True)  # by force: what is committed is safe, whatever close says
 
@@ -147,7 +150,7 @@ class SQLiteTable:
             try:
                 with translated(self._folder):
                     shrink(self._connection)
-                    self._weigh()
+                    self._pages.weigh()
             finally:
                 self._disconnect()
 
@@ -193,7 +196,7 @@ class SQLiteTable:
                 raise SpoolTrouble(f"{self._folder}: another store is there, or somebody else had it meanwhile")
             recount(connection, self._counts, self._tag)
             self._sweep(connection)
-            self._weigh()
+            self._pages.weigh()
         return Outcome(self._counts, self._alarms, self._full())
 
     def _truncate(self, connection: apsw.Connection) -> None:
@@ -244,6 +247,7 @@ class SQLiteTable:
         try:
             with translated(self._folder):
                 connection = self._connected()
+                self._pages.fit(sum(keep.body.size for keep in keeps if keep.place > 0))
                 with transaction(connection):
                     some_known = insert(connection, keeps, self._bodies)
                     exact, useless = settle(connection, batch)
@@ -259,7 +263,6 @@ class SQLiteTable:
         self._remember(batch, keeps)
         self._counts.lowest, self._counts.oldest, self._counts.birth = lowest, oldest, birth
         self._epoch = max(self._epoch, batch.epoch)
-        self._weigh()
         if some_known:
             used = {-keep.place for keep in keeps if keep.entries}
             useless += [number for number in made if number not in used]
@@ -402,12 +405,9 @@ class SQLiteTable:
 
     def _full(self) -> str:
         try:
-            return self._bounds.full(self._pages + self._bodies.octets)
+            if self._bounds.share is not None:  # nobody else asks
+                with translated(self._folder):
+                    self._pages.weigh()
+            return self._bounds.full(self._pages.used + self._bodies.octets)
         except OSError as error:
             raise Broken(str(error)) from error
-
-    def _weigh(self) -> None:
-        """How much of the file is used."""
-        if (connection := self._connection) is not None:
-            used = connection.pragma("page_count") - connection.pragma("freelist_count")
-            self._pages = used * connection.pragma("page_size")

@@ -4,7 +4,7 @@ from tests.bench import BENCH  # noqa: F401 - puts bed on the path
 
 from bed.load import Unavailable  # isort: skip
 from bed.peers import asked  # isort: skip
-from bed.speeds import SCENARIOS, scaled, summary  # isort: skip
+from bed.speeds import SCENARIOS, named, scaled, summary  # isort: skip
 
 
 def run(label, rep, through, **more):
@@ -33,6 +33,12 @@ class SummaryTests(SynchronousTestCase):
         row = summary([run("direct", 1, 30_000)], "postfix")[0]
 
         self.assertEqual((row["through_ratio"], row["cpu"]), (None, None))
+
+    def test_no_syncs(self):
+        """A target that waits for no disk is marked; the load, which has none, is not."""
+        rows = summary([run("a", 1, 1, flushes=0.0), run("b", 1, 1, flushes=0.09), run("direct", 1, 1)], "a")
+
+        self.assertEqual([named(row) for row in rows], ["a (no syncs)", "b", "direct"])
 
     def test_the_clock_is_the_same_for_all(self):
         """A faster target gets more messages, but not by the clock."""

@@ -16,8 +16,8 @@ _INODES = 1_000_000  # peers keep a file or three for each message
 
 def filesystem(folder):
     """Its name, such as ext4."""
-    found = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    found = subprocess.run(["df", "--output=fstype", folder], capture_output=True, text=True, check=False)
+    return found.stdout.rpartition("\n")[0].rpartition("\n")[2] or "?"
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ class MemoryTable:
                 row = memory.rows[number]
                 memory.rows[number] = (*row[:3], site, released, *row[5:])
             self._hand.discard(number)
-        for number, (_, place, _) in batch.gone.items():
+        for number, (_, place, _, _) in batch.gone.items():
             memory.rows.pop(number, None)
             self._hand.discard(number)
             left = [*memory.rows.values(), *(row for row, _ in memory.damaged.values())]

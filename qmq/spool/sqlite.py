@@ -289,7 +289,7 @@ class SQLiteTable:
         for number, (released, site) in batch.released.items():
             hand.discard(number)
             self._line.came(released, site)
-        for number, (_, _, size) in batch.gone.items():
+        for number, (_, _, size, _) in batch.gone.items():
             hand.discard(number)
             counts.messages -= 1
             counts.octets -= size

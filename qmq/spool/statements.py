@@ -111,7 +111,7 @@ def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
         before = connection.total_changes()
         many(DELETE, [(number,) for number in batch.gone])
         exact = connection.total_changes() - before == len(batch.gone)
-        places = [(place, token.peer, token.seq) for token, place, _ in batch.gone.values()]
+        places = [(place, token.peer, token.seq) for token, place, _, _ in batch.gone.values()]
         many(DELETE_BODY, [place for place in places if place[0] > 0])
         files = dict.fromkeys(place for place in places if place[0] < 0)
         useless = [-place[0] for place in files if not list(connection.execute(USED, place))]
@@ -176,7 +176,7 @@ def limits(
                 low = min(low, keep.token.seq)
     if old in batch.gone:
         old, birth = oldest(connection)
-    if any(token.seq == low and token.peer == tag for token, _, _ in batch.gone.values()):
+    if any(token.seq == low and token.peer == tag for token, _, _, _ in batch.gone.values()):
         low = lowest(connection, tag)
     return low, old, birth
 

@@ -65,7 +65,6 @@ class Store:
         self._looking = Looking(self._gathering.ask, wall)
         self._log = Logger(namespace="qmq.spool")
         self._tombstones = Tombstones(tombstones)
-        self._buried: dict[tuple[bytes, int], None] = {}  # tombstones not written yet
         self._told_at: Seconds = 0  # when peers' lows were written last
         self._epoch = self._reserved = self._number = self._seq = 0
         # In hand: recipients ever, body's number, octets.
@@ -212,11 +211,8 @@ class Store:
         recipients, place, size = held
         envelope, batch = entry.message.envelope, self._gathering.batch
         if not envelope.recipients and not entry.bouncing:
-            token = envelope.token
             del self._hand[number]
-            batch.gone[number] = (token, place, size)
-            if self._tombstones.bury(token.peer, token.seq, recipients):
-                self._buried[token.peer, token.seq] = None
+            batch.gone[number] = (envelope.token, place, size, recipients)
         else:
             left = {*envelope.recipients, *(one for one, _ in entry.bouncing)}
             record = pack(entry, [one for one in recipients if one not in left])
@@ -311,11 +307,11 @@ class Store:
 
     def complete(self, batch: Batch) -> None:
         """Tombstones still in doubt; now and then what peers told; the numbers to come."""
-        for peer, seq in self._buried:
-            recipients = self._tombstones.known(peer, seq)
-            if recipients is not None:
-                batch.tombstones.append((peer, seq, recipients))
-        self._buried.clear()
+        # Until now their rows were there to know them again; of most tokens the peer is in no doubt any more.
+        for token, _, _, recipients in batch.gone.values():
+            packed = self._tombstones.bury(token.peer, token.seq, recipients)
+            if packed is not None:
+                batch.tombstones.append((token.peer, token.seq, packed))
         now = self._clock.seconds()
         if now - self._told_at >= 1:
             self._told_at = now
@@ -347,7 +343,6 @@ class Store:
     def unwritten(self, batch: Batch) -> None:
         """Once more, then, what belongs to the settles; who knows which rows are there."""
         self._told = -math.inf
-        self._buried.update(((peer, seq), None) for peer, seq, _ in batch.tombstones)
         self._tombstones.repeat(batch.forgotten)
         if batch.epoch:
             self._reserved = batch.epoch - 1

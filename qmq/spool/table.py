@@ -75,7 +75,8 @@ class Batch:
 
     def __init__(self) -> None:
         self.keeps: list[Keep] = []
-        self.gone: dict[int, tuple[Token, int, Octets]] = {}  # token, body's number, octets
+        # Token, body's number, octets, all recipients that the row was ever about.
+        self.gone: dict[int, tuple[Token, int, Octets, Sequence[Address]]] = {}
         self.rewritten: dict[int, tuple[Seconds | None, int, bytes, bytes]] = {}  # due, attempts, site, record
         self.released: dict[int, tuple[Seconds, bytes]] = {}  # due, site
         self.tombstones: list[tuple[bytes, int, bytes]] = []  # peer, seq, recipients

@@ -73,21 +73,22 @@ class Tombstones:
             del found.recipients[heappop(seqs)]
             self.count -= 1
 
-    def bury(self, peer: bytes, seq: int, addresses: Iterable[Address]) -> bool:
-        """Remember these recipients of a token beside those remembered before; False: it is in no doubt."""
+    def bury(self, peer: bytes, seq: int, addresses: Iterable[Address]) -> bytes | None:
+        """Remember these of a token beside those remembered before; all of them as known says, None: it is in no doubt."""
         found = self._peers.get(peer) or self._peer(peer)
         if seq < found.low:
-            return False
+            return None
         before = found.recipients.get(seq)
+        if before is not None:
+            addresses = dict.fromkeys((*unpack_addresses(before), *addresses))
+        found.recipients[seq] = packed = pack_addresses(addresses)
         if before is None:
-            found.recipients[seq] = pack_addresses(addresses)
             heappush(found.seqs, seq)
             self.count += 1
             if self.count > self._limit:
                 self._evict()
-        else:
-            found.recipients[seq] = pack_addresses(dict.fromkeys((*unpack_addresses(before), *addresses)))
-        return True
+                return found.recipients.get(seq)
+        return packed
 
     def forgotten(self) -> list[tuple[bytes, int, int]]:
         """Since last asked: peer, the number below which its tombstones went, its *low*."""

@@ -40,8 +40,8 @@ class TombstonesTests(SynchronousTestCase):
         stones.told(b"peer", 7)
         stones.told(b"peer", 3)
 
-        self.assertFalse(stones.bury(b"peer", 6, [ANN]))
-        self.assertTrue(stones.bury(b"peer", 7, [ANN]))
+        self.assertIsNone(stones.bury(b"peer", 6, [ANN]))
+        self.assertEqual(stones.bury(b"peer", 7, [ANN]), pack_addresses([ANN]))
 
     def test_told_again(self) -> None:
         """What could not be written down is told again, with what came since."""
@@ -61,4 +61,4 @@ class TombstonesTests(SynchronousTestCase):
         self.assertEqual((stones.count, stones.evicted), (3, 1))
         self.assertEqual([seq for seq in range(9) if stones.known(b"peer", seq)], [4, 6, 8])
         self.assertEqual(stones.forgotten(), [(b"peer", 3, 2)])
-        self.assertFalse(stones.bury(b"peer", 1, [ANN]))
+        self.assertIsNone(stones.bury(b"peer", 1, [ANN]))

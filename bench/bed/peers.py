@@ -301,19 +301,19 @@ class Qmq(Target):
         self.environ = {
             "PORT": str(self.port), "SPOOL": self.spool,
             "ROUTES": ",".join(f"{domain}={host}:{port}" for domain, host, port in self.routes),
-            "OPT_BASE": str(base()),
+            "OPT_BASE": str(base([*range(1, len(self.routes) + 1), 9000])),  # as relay-target numbers them
             **{f"OPT_{name.upper()}": str(value) for name, value in s.items() if value},
         }  # fmt: skip
         return [sys.executable, f"{home}/bench/relay-target"]
 
 
-def base():
-    """A number above which an instance's and the bounces' QMTP ports are free: another qmq may be running here."""
+def base(numbers):
+    """A port such that those *numbers* above it are free, for QMTP: another qmq may be running here."""
     for number in range(12_000 + os.getpid() % 5000, 23_000, 7):
         try:
-            for port in (number + 1, number + 9000):  # as relay-target numbers them
+            for more in numbers:
                 with socket.socket() as ours:
-                    ours.bind(("127.0.0.1", port))
+                    ours.bind(("127.0.0.1", number + more))
         except OSError:
             continue
         return number

@@ -20,6 +20,20 @@ def filesystem(folder):
     return found.stdout.rpartition("\n")[0].rpartition("\n")[2] or "?"
 
 
+def place(folder=None, ram=None):
+    """
+    (context manager of a folder, what it is on in words), as asked for by --spool and --ram.
+
+    Without either: in memory for root, else in the folder for temporary files.
+    """
+    if ram or (ram is None and folder is None and os.geteuid() == 0):
+        return in_memory(), "ext4 on a loop device in memory: each sync runs, the medium is fast"
+    kind = filesystem(folder or os.environ.get("TMPDIR", "/tmp"))
+    if kind in {"tmpfs", "ramfs"}:
+        kind += ", where no sync does anything: rates are too good; say --spool DIR"
+    return on_disk(folder), kind
+
+
 @contextlib.contextmanager
 def in_memory():
     """

@@ -60,8 +60,9 @@ class Known:
 
     def tell(self) -> None:
         """Once a second: the states, to whoever takes mail."""
-        for name, service in self._gateway.instances.items():
-            self.states.tell(name, service.state())
+        if self._gateway.primary is not None or self._gateway.heirs is not None:
+            for name, service in self._gateway.instances.items():
+                self.states.tell(name, service.state())
         for name, state in self._known.items():
             if state.get("away"):
                 self.states.tell(name, state)
@@ -77,12 +78,13 @@ class Known:
         """A beat of a worker."""
         if said.get("leaving"):
             return
-        news = False
+        news, roles = False, frozenset(self._gateway.crews.get(worker, ()))
         for name, state in said["states"].items():
-            if takes_mail(name):
+            if "waiting" in state:  # it takes mail
                 self._waiting[worker] = state["waiting"]
-            elif name in self._gateway.crews.get(worker, ()):
-                news = news or _matters(state) != _matters(self._known.get(name, {}))
+            elif name in roles:
+                before = self._known.get(name, {})
+                news = news or (state != before and _matters(state) != _matters(before))
                 self._known[name] = state
                 self.states.tell(name, state)
         if news:

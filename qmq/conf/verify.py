@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import PurePath
 
 from qmq.commands import argv
 from qmq.conf import clients, retired
@@ -177,13 +176,18 @@ def _stores(conf: Conf, findings: Findings) -> None:
     root = os.path.realpath(conf.general.spool)
     ours = [root, *(os.path.join(root, name) for name in ("primary", "run"))]
     for folder, instance in owners.items():
-        above = [str(parent) for parent in PurePath(folder).parents]
+        above = list(_above(folder))
         taken = [f"{name}, which is {owners[name].name}'s store" for name in above if name in owners]
         taken += [f"{name}, which is qmq's own" for name in ours[1:] if folder == name or name in above]
         taken += [f"{root}, which has all stores" for _ in range(folder == root)]
         if taken:
             at = place(conf, instance, "spool")
             findings.error(at, f"{instance.spool} is in {taken[0]}", "give each instance a folder of its own")
+
+
+def _above(folder: str) -> Iterator[str]:
+    while (parent := os.path.dirname(folder)) != folder:
+        yield (folder := parent)
 
 
 def _ports(conf: Conf, document: Document, findings: Findings) -> None:

@@ -2,8 +2,9 @@
 The pages of a store's database: how many are in use, and how many stay in memory.
 
 A body's pages are read again when it is deleted, most often two batches later, and
-written twice if a batch outgrows the cache. So the cache is as large as the batches
-of late ask for: little for most stores, more where long mail comes thick.
+written twice if a batch outgrows the cache; of a deep queue each row that is tried
+again lies elsewhere. So the cache is as large as the batches of late ask for: little
+for most stores, more where long mail comes thick.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from qmq.mail import Octets
 MOST = 16384
 # Measured: with so many times its bodies in memory a batch reads nothing again, by 40 sessions.
 _TIMES = 6
+# Of many, each lies on a page of its own, and so do its places in two indexes.
+_ROW: Octets = 4096
 # What a batch asked for counts half as much 70 batches later.
 _FADES = 0.99
 
@@ -25,7 +28,7 @@ class Pages:
 
     def __init__(self, cache: int) -> None:
         self._least = self._cache = cache
-        self._late: float = 0  # octets of bodies in the largest batch of late
+        self._late: float = 0  # octets of the largest batch of late
         self._connection: apsw.Connection | None = None
         self.used: Octets = 0  # when last weighed
 
@@ -33,9 +36,9 @@ class Pages:
         """A new connection, whose cache is the least; None: there is none any more."""
         self._connection, self._cache, self._late = connection, self._least, 0
 
-    def fit(self, octets: Octets) -> None:
-        """A batch with so many octets of bodies is about to be written."""
-        self._late = max(octets, self._late * _FADES)
+    def fit(self, bodies: Octets, rewritten: int) -> None:
+        """A batch with so many octets of bodies, and so many rows that are tried again, is about to be written."""
+        self._late = max(bodies + rewritten * _ROW, self._late * _FADES)
         wanted = int(self._late) * _TIMES >> 10
         # By powers of two, so that it seldom changes.
         cache = self._least if wanted <= self._least else min(MOST, 1 << wanted.bit_length())

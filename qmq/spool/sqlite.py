@@ -247,7 +247,7 @@ class SQLiteTable:
         try:
             with translated(self._folder):
                 connection = self._connected()
-                self._pages.fit(sum(keep.body.size for keep in keeps if keep.place > 0))
+                self._pages.fit(sum(keep.body.size for keep in keeps if keep.place > 0), len(batch.rewritten))
                 with transaction(connection):
                     some_known = insert(connection, keeps, self._bodies)
                     exact, useless = settle(connection, batch)

@@ -74,7 +74,7 @@ class Tombstones:
             self.count -= 1
 
     def bury(self, peer: bytes, seq: int, addresses: Iterable[Address]) -> bytes | None:
-        """Remember these of a token beside those remembered before; all of them as known says, None: it is in no doubt."""
+        """Remember these of a token beside those of before; all, as known gives them, None: nobody is in doubt of it."""
         found = self._peers.get(peer) or self._peer(peer)
         if seq < found.low:
             return None

@@ -298,6 +298,18 @@ class SpoolConformance(LookingConformance):
             self.clock.advance(1)
             self.assertEqual(store.messages, 0)
 
+    def test_never_in_doubt(self) -> None:
+        """A token of which its peer has no doubt by the time that it is settled in the store leaves no tombstone."""
+        store = self.opened()
+        (entry,) = self.kept(store, ANN, token=Token(b"peer", 5), low=5)
+
+        store.settle(without(entry, ANN))
+        self.kept(store, ANN, token=Token(b"peer", 6), low=6)
+
+        self.assertEqual((store.messages, store.tombstones), (1, 0))
+        store = self.again(store)
+        self.assertEqual((store.messages, store.tombstones), (1, 0))
+
     def test_no_longer_in_doubt(self) -> None:
         """Tombstones go when their peer says that it has no doubt, and then new ones below are not made."""
         store = self.opened()

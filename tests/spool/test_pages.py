@@ -23,26 +23,32 @@ class PagesTests(SynchronousTestCase):
 
     def test_short_mail(self) -> None:
         """Short mail asks for no more than the least."""
-        self.pages.fit(16 * 4096)
+        self.pages.fit(16 * 4096, 0)
 
         self.assertEqual(self.cache(), 512)
 
     def test_long_mail(self) -> None:
         """Where long mail comes in large batches its pages stay in memory, up to a bound."""
-        self.pages.fit(20 * 65536)
+        self.pages.fit(20 * 65536, 0)
         self.assertEqual(self.cache(), 8192)
 
-        self.pages.fit(1 << 30)
+        self.pages.fit(1 << 30, 0)
         self.assertEqual(self.cache(), MOST)
+
+    def test_deep_queue(self) -> None:
+        """Where many rows are tried again at once more stays in memory, too."""
+        self.pages.fit(0, 100)
+
+        self.assertEqual(self.cache(), 4096)
 
     def test_flood_is_over(self) -> None:
         """The memory is given back when long mail has not come for a while, not at once."""
-        self.pages.fit(20 * 65536)
+        self.pages.fit(20 * 65536, 0)
 
-        self.pages.fit(4096)
+        self.pages.fit(4096, 0)
         self.assertEqual(self.cache(), 8192)
         for _ in range(400):
-            self.pages.fit(4096)
+            self.pages.fit(4096, 0)
         self.assertEqual(self.cache(), 512)
 
     def test_weighed(self) -> None:

@@ -43,6 +43,15 @@ class TombstonesTests(SynchronousTestCase):
         self.assertIsNone(stones.bury(b"peer", 6, [ANN]))
         self.assertEqual(stones.bury(b"peer", 7, [ANN]), pack_addresses([ANN]))
 
+    def test_too_many(self) -> None:
+        """What goes at once because there are too many is not to be written down either."""
+        stones = Tombstones(2)
+        for seq in (8, 9):
+            stones.bury(b"peer", seq, [ANN])
+
+        self.assertIsNone(stones.bury(b"peer", 7, [ANN]))
+        self.assertEqual((stones.count, stones.evicted), (2, 1))
+
     def test_told_again(self) -> None:
         """What could not be written down is told again, with what came since."""
         stones = Tombstones()

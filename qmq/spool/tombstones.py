@@ -74,7 +74,7 @@ class Tombstones:
             self.count -= 1
 
     def bury(self, peer: bytes, seq: int, addresses: Iterable[Address]) -> bytes | None:
-        """Remember these of a token beside those of before; all, as known gives them, None: nobody is in doubt of it."""
+        """Remember these of a token beside those of before; all, as known gives them, None: there is no doubt of it."""
         found = self._peers.get(peer) or self._peer(peer)
         if seq < found.low:
             return None

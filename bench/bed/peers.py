@@ -292,6 +292,7 @@ class Qmq(Target):
     word = "qmq"
     pace = 5
     root = False
+    ready = "qmq ready"
     settings = MappingProxyType({"root": str(BENCH.parent), "instances": "", "workers": "", "checks": "", "rules": ""})
 
     def prepare(self):

@@ -43,6 +43,7 @@ class Configured(Target):
 
     word = "qmq"
     root = False
+    ready = "qmq ready"
     settings = MappingProxyType({"root": str(BENCH.parent), "workers": ""})
 
     def __init__(self, folder, port, sections, primary=(), **settings):
@@ -68,14 +69,6 @@ class Configured(Target):
         self.environ = {"PYTHONPATH": root}
         twistd = "from twisted.scripts.twistd import run; run()"
         return [sys.executable, "-c", twistd, "-n", "--pidfile=", "qmq", "--conf", self.conf]
-
-    def start(self, tree, patience=60.0):
-        """As of any target, but it also says when all of it is there."""
-        process = super().start(tree, patience)
-        end = time.monotonic() + patience
-        while " ready" not in self.log() and time.monotonic() < end:
-            time.sleep(0.02)
-        return process
 
 
 class Side:

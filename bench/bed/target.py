@@ -63,6 +63,7 @@ class Target:
     pace = 1  # so many times the messages of a run, so that each takes some seconds
     root = True
     users = ()  # that its programs were built for
+    ready = ""  # it says so in its log once all of it is there; what does not is there when it greets
     settings = MappingProxyType({})
 
     def __init__(self, folder, port, routes, **settings):
@@ -79,7 +80,7 @@ class Target:
         raise NotImplementedError
 
     def start(self, tree, patience=30.0):
-        """Its first process, in *tree*; returns when it greets."""
+        """Its first process, in *tree*; returns when it greets, and says that it is ready."""
         if self.root and os.geteuid() != 0:
             raise Unavailable(f"{self.word} must be started by root")
         for folder in (self.etc, self.spool):
@@ -119,12 +120,13 @@ class Target:
         return ["unshare", "-m", "sh", "-c", script, "sh", *command]
 
     def _greeted(self, process, patience):
+        """Raises Unavailable."""
         end = time.monotonic() + patience
         while time.monotonic() < end:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 5) as ours:
                     ours.settimeout(5)
-                    if ours.recv(100).startswith(b"220"):
+                    if ours.recv(100).startswith(b"220") and self.ready in self.log():
                         ours.sendall(b"QUIT\r\n")
                         return
             except OSError:

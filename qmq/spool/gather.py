@@ -1,9 +1,10 @@
 """
 Group commit: what happens while one batch is being written is the next batch.
 
-Lives in the reactor's thread. The first operation lets the loop turn once and
-then hands all that has gathered to a writer thread: one hop, one transaction,
-one sync. Settles ride with it, or go alone after *linger* seconds.
+Lives in the reactor's thread. The first operation lets the loop turn once, and
+waits until a writer thread is free; then that gets all that has gathered: one
+hop, one transaction, one sync. Settles ride with it, or go alone after
+*linger* seconds.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Gathering:
         self._settle_at: Seconds | None = None  # the settles gathered go alone from then on
         self._working = False  # a job is in the writers
         self._timer: IDelayedCall | None = None  # the next flush
-        self._soon = False  # and that is in this turn of the loop
+        self._soon = False  # and that is in this turn of the loop, or when a writer is free
         self._retrying: IDelayedCall | None = None
         self._broken = False
         self._full, self._asked_at = "", 0.0
@@ -131,9 +132,17 @@ class Gathering:
         if soon:
             self._cancel()
             self._soon = True
-            self._timer = self._clock.callLater(0, self._flush)
+            self._timer = self._clock.callLater(0, self._ready)
         elif self._timer is None and self._settle_at is not None:
-            self._timer = self._clock.callLater(max(0, self._settle_at - self._clock.seconds()), self._flush)
+            self._timer = self._clock.callLater(max(0, self._settle_at - self._clock.seconds()), self._ready)
+
+    def _ready(self) -> None:
+        self._timer, self._soon = None, True
+        self._writers.turn(self._turn)
+
+    def _turn(self) -> None:
+        if self._soon:  # not stopped meanwhile
+            self._flush()
 
     def _flush(self) -> None:
         self._timer, self._soon = None, False
@@ -243,7 +252,7 @@ class Gathering:
 
     def _rest(self) -> None:
         self._idler = None
-        if self._working or self.refusal is not None or self._used is None:
+        if self._working or self._soon or self.refusal is not None or self._used is None:
             return  # _go_on begins anew
         left = self._used + self._idle - self._clock.seconds()
         if left > 0:
@@ -299,7 +308,7 @@ class Gathering:
     def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer, self._soon = None, False
+        self._timer, self._soon = None, False
 
 
 def _fail(keeps: Sequence[Keep], reads: Sequence[tuple[Ask, Any]], trouble: SpoolTrouble) -> None:

@@ -8,6 +8,7 @@ Writers of their own: a disk that hangs then holds up nobody else.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
@@ -34,6 +35,7 @@ class Writers:
         self._threads: list[Thread] = []
         self._most = threads
         self._busy = 0
+        self._waiting: deque[Callable[[], None]] = deque()
         self._in_thread = in_thread
 
     def run(self, job: Callable[[], T], done: Callable[[T | Failure], None]) -> None:
@@ -47,6 +49,17 @@ class Writers:
             self._threads.append(thread)
             thread.start()
         self._jobs.put((job, done))
+
+    def turn(self, begin: Callable[[], None]) -> None:
+        """
+        Call *begin*, which may `run` a job, when a thread is free for it; at once if one is.
+
+        Where many stores write at once, more gathers for each until its turn comes.
+        """
+        if self._busy < self._most:
+            begin()
+        else:
+            self._waiting.append(begin)
 
     def stop(self) -> None:
         """End the threads after what they are at; blocks until then. A later run starts them anew."""
@@ -64,7 +77,11 @@ class Writers:
 
     def _finish(self, done: Callable[[Any], None], result: Any) -> None:
         self._busy -= 1
-        done(result)
+        try:
+            done(result)
+        finally:
+            while self._waiting and self._busy < self._most:
+                self._waiting.popleft()()
 
     def _work(self, job: Callable[[], T], done: Callable[[T | Failure], None]) -> None:
         result: T | Failure

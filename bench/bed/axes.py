@@ -98,7 +98,7 @@ def instances(most):
         if value <= most:
             loads = [("to 1", Load(BASE_MESSAGES))]
             loads += [("to 10", Load(BASE_MESSAGES, domains=domains("i", 10)))] if value >= 10 else []
-            loads += [("to all", Load(BASE_MESSAGES, domains=domains("i", value)))] if value > 10 else []
+            loads += [("to all", Load(BASE_MESSAGES, domains=domains("i", value)))] if value >= 10 else []
             yield Point("instances", value, tuple(loads), instances=value, hosts=value)
 
 

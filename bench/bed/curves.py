@@ -16,6 +16,7 @@ TITLES = {
 }
 _LINES = ("-", "--", ":", "-.")
 _MARKS = ("o", "s", "^", "D")
+_ROOM = 1.3  # above the curves, for their names
 
 
 def draw(rows, folder):
@@ -69,8 +70,8 @@ def panel(axes, word, lines):
         axes.minorticks_off()
     else:
         axes.axhline(1, color=PLAIN, linewidth=0.5, linestyle=":")
-        axes.set_ylim(bottom=0)
-    beside.set_ylim(bottom=0)
+        axes.set_ylim(0, _ROOM * max(max(costs) for _, _, costs, _ in lines))
+    beside.set_ylim(0, _ROOM * max(max(memory) for _, _, _, memory in lines if memory))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(TITLES[word])
     if len(lines) > 1:

@@ -28,7 +28,7 @@ def draw(rows, name, folder):
             seconds, _, _, _, p99 = zip(*row["time"], strict=True) if row["time"] else [[]] * 5
             bottom.plot(seconds, [max(_FLOOR, 1e3 * value) for value in p99], **look)
         top.set_title(way, fontsize=9, loc="left")
-        top.set_ylim(bottom=0)
+        top.set_ylim(0, 1.2 * max(row["offered"] for row in rows))
         bottom.set_yscale("log")
         bottom.yaxis.set_major_formatter("{x:g}")
         bottom.minorticks_off()

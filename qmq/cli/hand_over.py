@@ -70,7 +70,7 @@ def hand_over(path: str, messages: Iterable[tuple[str, Message]]) -> Iterator[tu
                     yield name, one, [Reply(554, "5.6.0", str(error))] * len(one.envelope.recipients)
                     continue
                 pending.append((name, one))
-                instance.sendall(package)
+                instance.sendall(b"".join(package))
                 while wire.streaming:
                     instance.sendall(wire.next_chunk())
                 if len(pending) >= _WINDOW:

@@ -51,11 +51,7 @@ class Line(Protocol):
         self._gone = False
         self._why: Reply | None = None  # it was us who ended it
         self.moved = False  # a piece of a large body has left, since whoever looks here last looked
-
-    @property
-    def streaming(self) -> bool:
-        """A large body is on its way: nothing can be sent now."""
-        return self._wire.streaming
+        self.streaming = False  # a large body is on its way: nothing can be sent now
 
     def connectionMade(self) -> None:
         """Ready at once: QMTP has no greeting."""
@@ -67,15 +63,16 @@ class Line(Protocol):
 
     def send(self, message: Message, low: int = 0) -> None:
         """Take a message; small ones leave with flush. Raises ValueError if the wire cannot say it."""
-        self._out.append(self._wire.send(message, low))
+        self._out += self._wire.send(message, low)
         if self._wire.streaming:
+            self.streaming = True
             self.flush()
             self._transport.registerProducer(self, streaming=False)
 
     def flush(self) -> None:
         """Write what was taken."""
         if self._out and not self._gone:
-            out = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+            out = b"".join(self._out)
             self._out.clear()
             self._write(out)
 
@@ -106,7 +103,7 @@ class Line(Protocol):
 
     def resumeProducing(self) -> None:
         """The transport has sent what it had."""
-        if self._gone or self._why is not None or not self._wire.streaming:
+        if self._gone or self._why is not None or not self.streaming:
             return
         try:
             chunk = self._wire.next_chunk()
@@ -118,7 +115,8 @@ class Line(Protocol):
         # Not by the fast writer: only a transport that has sent a buffer asks for more.
         self._transport.write(chunk)
         self.moved = True
-        if not self._wire.streaming:
+        self.streaming = self._wire.streaming
+        if not self.streaming:
             self._transport.unregisterProducer()
             self._owner.free(self)
 

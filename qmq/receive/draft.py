@@ -33,6 +33,7 @@ class Drafts:
         self._folder = folder
         self._inline = inline
         self._header = header
+        self.short = min(inline, header)  # octets of a text that needs no draft: no file, and no header too long
         numbers = count(1)
         run = secrets.token_hex(8)
         self._name: Callable[[], str] = lambda: os.path.join(folder, f"{run}-{next(numbers):x}{_SUFFIX}")

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qmq.conversation import fast_writer
-from qmq.mail import Address, Clock, Envelope, Message, Octets, Origin, Replies, Reply, Seconds, Token
+from qmq.mail import Address, Clock, Envelope, MemoryBody, Message, Octets, Origin, Replies, Reply, Seconds, Token
 from qmq.receive.draft import Draft, Drafts
 from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, TRY_LATER
 from qmq.receive.trace import Trace, hops
@@ -103,8 +103,9 @@ class QMTPFactory(ServerFactory):
         self._extension = extension
         self._extension_peers = extension_peers
         self._wire = lambda extended: QMTPServerWire(
-            extension=extended, message_octets=message_octets, recipients=recipients, window=window
-        )
+            extension=extended, message_octets=message_octets, recipients=recipients, window=window,
+            whole=drafts.short,
+        )  # fmt: skip
         self._sweeping = False
         self._stopped: Deferred[None] | None = None
 
@@ -156,13 +157,21 @@ class QMTPFactory(ServerFactory):
 class _Taken:
     """A package that the next hop has in hand: *replies* has None where the next hop's is to stand."""
 
-    __slots__ = ("draft", "message", "replies", "slot")
+    __slots__ = ("draft", "message", "octets", "replies", "slot")
 
-    def __init__(self, slot: int, replies: list[Reply | None], draft: Draft, message: Message) -> None:
+    def __init__(self, slot: int, replies: list[Reply | None], draft: Draft | None, message: Message) -> None:
         self.slot = slot
         self.replies = replies
-        self.draft = draft
+        self.draft = draft  # of a long message
         self.message = message
+        self.octets = message.size
+
+    def filled(self, given: Replies) -> Replies:
+        """All replies, with the next hop's."""
+        if len(self.replies) == 1 == len(given):  # the usual case: it went on, so there is no other
+            return given
+        rest = iter(given)
+        return [reply or next(rest, TRY_LATER) for reply in self.replies]
 
 
 @implementer(IPushProducer)
@@ -281,8 +290,9 @@ class QMTPServer(Protocol):
     def _mail(self, mail: Mail) -> None:
         """Hand a complete package on, for those recipients that nothing speaks against."""
         draft, self._draft = self._draft, None
-        fault = mail.fault or self._fault(draft)
+        fault = mail.fault or self._fault(mail, draft)
         extension = mail.extension
+        accept, vouched = self._factory.accept, extension is not None
         replies: list[Reply | None] = []
         accepted = []
         for recipient in mail.recipients:
@@ -290,32 +300,35 @@ class QMTPServer(Protocol):
                 replies.append(recipient)
                 continue
             assert isinstance(recipient, Address)
-            refusal = self._factory.accept(recipient, extension is not None) or fault
+            refusal = accept(recipient, vouched) or fault
             replies.append(refusal)
             if refusal is None:
                 accepted.append(recipient)
-        message = self._message(mail, tuple(accepted), draft) if accepted and draft is not None else None
-        if message is None or draft is None:
+        message = self._message(mail, tuple(accepted), draft) if accepted else None
+        if message is None:
             if draft is not None:
                 draft.discard()
             self._wire.reply(mail.slot, [reply or NO_SPACE for reply in replies])
             return
-        self._octets += message.size
+        taken = _Taken(mail.slot, replies, draft, message)
+        self._octets += taken.octets
         hop = self._factory.hop
         sent = hop.send(message) if extension is None else hop.send_in_doubt(message, extension.low)
-        taken = _Taken(mail.slot, replies, draft, message)
         sent.addCallbacks(self._answered, self._failed, (taken,), errbackArgs=(taken,))
 
-    def _fault(self, draft: Draft | None) -> Reply | None:
+    def _fault(self, mail: Mail, draft: Draft | None) -> Reply | None:
         """What speaks against the message for all recipients."""
+        most = self._factory.max_hops
+        if (text := mail.text) is not None:
+            return LOOP if _loops(text, most) else None
         if draft is None or draft.trouble is not None:
             return NO_SPACE
         header = draft.header()
         if header is None:
             return HEADER_TOO_BIG
-        return LOOP if hops(header) >= self._factory.max_hops else None
+        return LOOP if hops(header) >= most else None
 
-    def _message(self, mail: Mail, recipients: tuple[Address, ...], draft: Draft) -> Message | None:
+    def _message(self, mail: Mail, recipients: tuple[Address, ...], draft: Draft | None) -> Message | None:
         """What is handed on; None if the draft's file is in trouble."""
         extension = mail.extension
         if extension is not None:
@@ -330,16 +343,19 @@ class QMTPServer(Protocol):
                 self._factory.next_token(), mail.sender, recipients, self._origin, body_type, not ascii_only
             )
         fields = b"%b%b;\r\n\t%b\r\n" % (self._opening, envelope.token.id, self._factory.trace.date())
+        if mail.text is not None:
+            return Message(envelope, fields, MemoryBody(mail.text))
+        assert draft is not None
         try:
             return Message(envelope, fields, draft.close())
         except OSError:
             return None
 
     def _answered(self, given: Replies, taken: _Taken) -> None:
-        taken.draft.discard()
-        self._octets -= taken.message.size
-        rest = iter(given)
-        self._wire.reply(taken.slot, [reply or next(rest, TRY_LATER) for reply in taken.replies])
+        if taken.draft is not None:
+            taken.draft.discard()
+        self._octets -= taken.octets
+        self._wire.reply(taken.slot, taken.filled(given))
         if self._pumping or not self._open:
             return
         if not self._reading and not self._ending:
@@ -391,6 +407,16 @@ class QMTPServer(Protocol):
         self._ending = True
         self._abandon()
         self._transport.abortConnection()
+
+
+def _loops(text: bytes, most: int) -> bool:
+    """Whether the header of a short text has *most* hops in it."""
+    end = text.find(b"\r\n\r\n")
+    # Each hop has a line of its own: few lines, as most headers have, are few hops.
+    if text.count(b"\n", 0, len(text) if end < 0 else end) < most - 1:
+        return False
+    header = b"" if text.startswith(b"\r\n") else text if end < 0 else text[: end + 2]
+    return hops(header) >= most
 
 
 def _within(host: str, networks: Networks) -> bool:

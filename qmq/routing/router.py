@@ -86,15 +86,14 @@ class Router:
             return self._keep(message, name, range(len(message.envelope.recipients)))
         under_way = self._intake.under_way
         under_way[name] = under_way.get(name, 0) + 1
-
-        def answered(replies: Replies) -> Replies | Deferred[Replies]:
-            under_way[name] -= 1
-            if len(replies) == 1 and replies[0].code == 250:
-                return replies
-            return self._judge(message, name, replies)
-
         sent: Deferred[Replies] = self._hops[name].send(message)
-        return sent.addCallback(answered)
+        return sent.addCallback(self._answered, message, name)
+
+    def _answered(self, replies: Replies, message: Message, name: str) -> Replies | Deferred[Replies]:
+        self._intake.under_way[name] -= 1
+        if len(replies) == 1 and replies[0].code == 250:
+            return replies
+        return self._judge(message, name, replies)
 
     def _judge(self, message: Message, name: str, replies: Replies) -> Replies | Deferred[Replies]:
         """All taken, or none and the instance said so: the client's to know. Else the rest is ours to keep."""

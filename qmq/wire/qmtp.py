@@ -11,11 +11,12 @@ No Twisted, no clock, no file: bytes in, events out, replies in, bytes out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from qmq.mail import NULL_SENDER, Address, Octets, Replies, Reply, address, value
 from qmq.wire.netstring import ProtocolError, read_items, read_length
-from qmq.wire.qmtp_forms import EXTENSION_OCTETS, Extension, pack_reply, parse_extension
+from qmq.wire.qmtp_forms import EXTENSION_OCTETS, Extension, Extensions, pack_reply
 from qmq.wire.text import has_bare
 
 _LF, _CRLF, _EXTENSION = 0x0A, 0x0D, 0x01
@@ -24,6 +25,13 @@ _PIECE = 65536  # octets of a body handed on at once
 # An address with a control octet could end a line at the next, SMTP hop; a domain with a space or a bracket, its path.
 _CONTROLS = bytes((*range(32), 127))
 _DOMAIN = bytes((*b"abcdefghijklmnopqrstuvwxyz0123456789.-_[]:", *range(128, 256)))
+# What nearly every package between qmq peers is made of: behind the extension a text in CRLF form, then two addresses
+# of which _address would have nothing to say. The lengths must fit as well, or it is not what it looks like.
+_USUAL_TEXT = re.compile(rb",([1-9][0-9]{0,8}):\r")
+_USUAL_ENVELOPE = re.compile(
+    rb",([1-9][0-9]{0,2}):([ -?A-~]{1,999})@([a-z0-9._-]{1,999}(?<!\.)),"
+    rb"([1-9][0-9]{0,3}):([1-9][0-9]{0,2}):([ -?A-~]{1,999})@([a-z0-9._-]{1,999}(?<!\.)),,"
+)
 
 TOO_BIG = Reply(552, "5.3.4", "message too big")
 BAD_LINES = Reply(554, "5.6.0", "bare CR or LF in the message")
@@ -34,14 +42,14 @@ TOO_MANY = Reply(452, "4.5.3", "too many recipients")
 
 @value
 class Package:
-    """A message begins: *size* octets will come, as counted on the wire."""
+    """A long message begins: *size* octets will come, as counted on the wire."""
 
     size: Octets
 
 
 @value
 class BodyPart:
-    """A piece of the message, at most 128 KiB; lines end in CRLF whatever the wire's form."""
+    """A piece of a long message, at most 128 KiB; lines end in CRLF whatever the wire's form."""
 
     data: bytes
 
@@ -54,7 +62,9 @@ class Mail:
     A recipient that the wire cannot take stands there as its refusal. *fault*
     refuses all others: too big, bad sender, bare CR or LF; what came of the
     body is then to be thrown away (a message too big has no Package and no
-    BodyPart). *eight_bit*: an octet above 127 was in the text.
+    BodyPart). *eight_bit*: an octet above 127 was in the text; it is not looked
+    for where an extension speaks of it. *text* is the message, lines ending in
+    CRLF; None of a long one, which came as Package and BodyParts before.
     """
 
     slot: int
@@ -63,6 +73,7 @@ class Mail:
     recipients: tuple[Address | Reply, ...]
     fault: Reply | None
     eight_bit: bool
+    text: bytes | None
 
 
 Event = Package | BodyPart | Mail
@@ -75,7 +86,11 @@ class QMTPServerWire:
     At most *window* packages wait for replies; until then what follows is
     parsed. Every bound is in octets: *message_octets* (more is read and answered
     D; 0: no such limit; *hard_octets* ends the connection), *address_octets* and *recipients* (beyond:
-    refused singly), *list_octets* (sender or recipient list beyond: ends it).
+    refused singly), *list_octets* (sender or recipient list beyond: ends it). Up to
+    *whole* octets, in CRLF form, a message is given out whole.
+
+    *looked_at* (an attribute): the client has made sure that its texts have no
+    bare CR or LF, and nobody looks again.
     """
 
     def __init__(
@@ -88,6 +103,7 @@ class QMTPServerWire:
         recipients: int = 1000,
         list_octets: Octets = 1 << 20,
         window: int = 64,
+        whole: Octets = 131072,
     ) -> None:
         self._allowed = extension
         self._message_octets = message_octets or hard_octets
@@ -96,6 +112,9 @@ class QMTPServerWire:
         self._recipients = recipients
         self._list_octets = list_octets
         self._window = window
+        self._whole = min(whole, self._message_octets)
+        self._extensions = Extensions()
+        self.looked_at = False
         self.held: Octets = 0  # received and not parsed yet
         self.outstanding = 0  # packages whose answers have not been released to to_send
         self._data = b""  # parsed up to _at; _pieces follow
@@ -115,6 +134,7 @@ class QMTPServerWire:
         self._cr = False  # a CR is held back: the next piece tells whether it is bare
         self._eight_bit = False
         self._fault: Reply | None = None
+        self._text: bytes | None = None
 
     @property
     def within(self) -> bool:
@@ -161,6 +181,10 @@ class QMTPServerWire:
         return out
 
     def _start(self) -> Event | None:
+        if self._allowed and self._extension is None:
+            usual = self._usual()
+            if usual is not None or self.held < self._wanted:
+                return usual
         found = read_length(self._data, self._at)
         if found is None:
             return None
@@ -183,9 +207,56 @@ class QMTPServerWire:
         self._left = octets - 1
         self._cr = self._eight_bit = False
         self._fault = TOO_BIG if self._left > self._message_octets else None
+        self._text = None
         self._advance(at + 1)
-        self._state = self._body if self._left else self._envelope
-        return self._state() if self._fault else Package(self._left)
+        if self._left << self._lf <= self._whole:
+            self._state = self._short
+            return self._short()
+        self._state = self._body
+        return self._body() if self._fault else Package(self._left)
+
+    def _usual(self) -> Mail | None:
+        """A package that is all there, and of the usual form: read at a glance. Any other is left as it is."""
+        data = self._data
+        found = self._extensions.find(data, self._at)
+        if found is None:
+            return None
+        extension, at = found
+        text = _USUAL_TEXT.match(data, at)
+        if text is None:
+            return None
+        start = text.end()
+        end = start - 1 + int(text[1])
+        if end - start > self._whole:
+            return None
+        if end >= len(data):
+            self._wait(end + 1)
+            return None
+        envelope = _USUAL_ENVELOPE.match(data, end)
+        if envelope is None:
+            return None
+        octets, local, domain, all_octets, to_octets, to_local, to_domain = envelope.groups()
+        size = int(to_octets)
+        if (
+            int(octets) != len(local) + len(domain) + 1
+            or size != len(to_local) + len(to_domain) + 1
+            or int(all_octets) != len(to_octets) + size + 2
+        ):
+            return None
+        whole = data[start:end]
+        look = not (self.looked_at or extension.body_type == b"BINARYMIME")
+        fault = BAD_LINES if look and has_bare(whole) else None
+        self._advance(envelope.end())
+        recipients = (Address(to_local, to_domain),)
+        return Mail(self._begin(True), extension, Address(local, domain), recipients, fault, False, whole)
+
+    def _begin(self, extended: bool) -> int:
+        """The slot of a package that is complete."""
+        slot = self._slot
+        self._slot = slot + 1
+        self.outstanding += 1
+        self._extended[slot] = extended
+        return slot
 
     def _extend(self, octets: Octets, at: int) -> Event | None:
         if not self._allowed or self._extension is not None or octets > EXTENSION_OCTETS:
@@ -196,9 +267,22 @@ class QMTPServerWire:
             return None
         if self._data[end] != _COMMA:
             raise ProtocolError("no comma")
-        self._extension = parse_extension(self._data[at:end])
+        self._extension = self._extensions.read(self._data[at:end])
         self._advance(end + 1)
         return self._start()
+
+    def _short(self) -> Event | None:
+        """A text that is given out whole."""
+        at = self._at
+        end = at + self._left
+        if end > len(self._data):
+            self._wait(end)
+            return None
+        self._left = 0
+        self._text = self._canonical(self._data[at:end])
+        self._advance(end)
+        self._state = self._envelope
+        return self._envelope()
 
     def _body(self) -> Event | None:
         while self._left:
@@ -218,7 +302,7 @@ class QMTPServerWire:
 
     def _canonical(self, piece: bytes) -> bytes:
         """The piece in CRLF form; sets the fault if a CR or LF stands alone."""
-        if not self._eight_bit and not piece.isascii():
+        if self._extension is None and not self._eight_bit and not piece.isascii():
             self._eight_bit = True
         if self._exact:
             return piece
@@ -229,7 +313,7 @@ class QMTPServerWire:
             piece = piece[:-1]
         if self._lf:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        if has_bare(piece):
+        if not self.looked_at and has_bare(piece):
             self._fault = BAD_LINES
         return piece
 
@@ -257,13 +341,11 @@ class QMTPServerWire:
         if len(items) > known:
             recipients += [TOO_MANY] * (len(items) - known)
         self._advance(at)
-        slot = self._slot
-        self._slot += 1
-        self.outstanding += 1
         extension, self._extension = self._extension, None
-        self._extended[slot] = extension is not None
+        text, self._text = self._text, None
         self._state = self._start
-        return Mail(slot, extension, sender, tuple(recipients), self._fault, self._eight_bit)
+        slot = self._begin(extension is not None)
+        return Mail(slot, extension, sender, tuple(recipients), self._fault, self._eight_bit, text)
 
     def _item(self, at: int) -> tuple[bytes, int] | None:
         """The netstring that begins at *at*, and where the next one does."""

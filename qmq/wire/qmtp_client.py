@@ -7,6 +7,7 @@ Twisted, no clock; a body in a file is read piece by piece, as the caller asks.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ from qmq.wire.qmtp_forms import NOT_QMTP, pack_extension, parse_reply
 
 _COMMA = 0x2C
 _PIECE = 65536  # octets of a file sent at once
+# What a qmq peer says of nearly every recipient, a comma in the text apart; its length must fit as well.
+_TAKEN = re.compile(rb"([1-9][0-9]{0,3}):K250 2\.0\.0 ([ -+\--~]{0,2000}),")
+_BEFORE_TEXT = len(b"K250 2.0.0 ")
 
 BINARY = Reply(554, "5.6.3", "next hop takes no BINARYMIME message")
 UTF8 = Reply(553, "5.6.7", "next hop takes no SMTPUTF8 message")
@@ -36,7 +40,7 @@ class QMTPClientWire:
         self._pending: deque[int] = deque()  # recipients of each package
         self._replies: list[Reply] = []  # of the oldest package
         self._buffer = b""
-        self._raw = b""  # the latest answer and what it means: most are alike
+        self._said = b"?"  # the latest answer's netstring, and what it means: to one message they are alike
         self._reply = NOT_QMTP
         self._chunks: Iterator[bytes] | None = None
         self._left: Octets = 0
@@ -48,26 +52,28 @@ class QMTPClientWire:
         """A body is on its way: call next_chunk until this is false, and send nothing else."""
         return self._chunks is not None
 
-    def send(self, message: Message, low: int = 0) -> bytes:
+    def send(self, message: Message, low: int = 0) -> list[bytes]:
         """
-        What to write: the whole package, or its beginning if the body is a file.
+        What to write, in pieces: the whole package, or its beginning if the body is a file.
 
         The message has a recipient. Raises ValueError if a field of the
         extension holds a NUL, or they are too long together.
         """
-        envelope = message.envelope
-        extension = pack_extension(envelope, low) if self._extension else b""
-        sender = bytes(envelope.sender if self._extension else wire_sender(envelope.sender))
+        envelope, fields, body = message.envelope, message.fields, message.body
+        if self._extension:
+            extension, sender = pack_extension(envelope, low), bytes(envelope.sender)
+        else:
+            extension, sender = b"", bytes(wire_sender(envelope.sender))
         recipients = b"".join([b"%d:%b," % (len(raw := bytes(one)), raw) for one in envelope.recipients])
         tail = b",%d:%b,%d:%b," % (len(sender), sender, len(recipients), recipients)
+        head = b"%b%d:\r%b" % (extension, len(fields) + body.size + 1, fields)
         self._pending.append(len(envelope.recipients))
-        body = message.body
         if body.data is not None:
-            return b"%b%d:\r%b%b%b" % (extension, message.size + 1, message.fields, body.data, tail)
+            return [head, body.data, tail]
         self._chunks = body.chunks(_PIECE)
         self._left = body.size
         self._tail = tail
-        return b"%b%d:\r%b" % (extension, message.size + 1, message.fields)
+        return [head]
 
     def next_chunk(self) -> bytes:
         """The next piece of the body, the last with the envelope. Raises OSError or ValueError: cut the connection."""
@@ -87,15 +93,15 @@ class QMTPClientWire:
         finished: list[Replies] = []
         at = 0
         try:
-            while (found := self._next(data, at)) is not None:
-                raw, at = found
-                if raw != self._raw:
-                    self._raw, self._reply = raw, parse_reply(raw, self._extension, self._mta)
+            while self._pending and (end := self._answer(data, at)):
+                at = end
                 self._replies.append(self._reply)
                 if len(self._replies) == self._pending[0]:
                     self._pending.popleft()
                     finished.append(self._replies)
                     self._replies = []
+            if at < len(data) and not self._pending and read_length(data, at) is not None:
+                raise ProtocolError("an answer to nothing")
         except ProtocolError as error:
             self.broken = str(error)
         self._buffer = data[at:]
@@ -110,22 +116,29 @@ class QMTPClientWire:
         self._chunks = None
         return finished
 
-    def _next(self, data: bytes, at: int) -> tuple[bytes, int] | None:
-        """The answer that begins at *at*, and where it ends."""
+    def _answer(self, data: bytes, at: int) -> int:
+        """Read the answer that begins at *at*; where it ends, or 0: more must come."""
+        if data.startswith(self._said, at):
+            return at + len(self._said)
+        taken = _TAKEN.match(data, at) if self._extension else None
+        if taken is not None and len(text := taken[2]) + _BEFORE_TEXT == int(taken[1]):
+            self._reply = Reply(250, "2.0.0", text.decode("ascii"), self._mta)
+            self._said = taken[0]
+            return taken.end()
         found = read_length(data, at)
         if found is None:
-            return None
+            return 0
         octets, start = found
         end = start + octets
         if octets > self._reply_octets:
             raise ProtocolError("an answer without end")
-        if not self._pending:
-            raise ProtocolError("an answer to nothing")
         if end >= len(data):
-            return None
+            return 0
         if data[end] != _COMMA:
             raise ProtocolError("no comma")
-        return data[start:end], end + 1
+        self._reply = parse_reply(data[start:end], self._extension, self._mta)
+        self._said = data[at : end + 1]
+        return end + 1
 
 
 def refusal(message: Message) -> Reply | None:

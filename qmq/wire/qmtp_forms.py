@@ -21,6 +21,9 @@ EXTENSION_OCTETS = 16384
 _HEX = b"0123456789abcdef"
 _BODY_TYPES = frozenset({b"7BIT", b"8BITMIME", b"BINARYMIME"})
 _FLAGS = frozenset({b"0", b"1"})
+# The netstring of an extension up to the field behind *low*, as it nearly always is.
+_FRONT = re.compile(rb"([1-9][0-9]{0,4}):\x011\0([^\0]{1,99})\0([0-9a-f]{1,15})\0([0-9a-f]{1,15})\0")
+_KNOWN, _KNOWN_OCTETS = 1000, 300
 # 2**63 would not fit a store's integer.
 _HIGHEST = (1 << 63) - 1
 
@@ -46,10 +49,12 @@ class Extension:
 
 def pack_reply(reply: Reply, extended: bool) -> bytes:
     """The answer as a netstring: qmail's form, or with the code in full between qmq peers."""
-    letter = "K" if reply.ok else "D" if reply.permanent else "Z"
-    text = _UNPRINTABLE.sub("?", reply.text)[:_TEXT_OCTETS]
+    code, text = reply.code, reply.text[:_TEXT_OCTETS]
+    letter = "K" if code < 300 else "D" if code >= 500 else "Z"
+    if not (text.isascii() and text.isprintable()):
+        text = _UNPRINTABLE.sub("?", text)
     if extended:
-        text = f"{letter}{reply.code} {reply.status} {text}"
+        text = f"{letter}{code} {reply.status} {text}"
     else:
         text = f"{letter}{text.replace(chr(10), ' ')}{f' (#{reply.status})' if reply.status else ''}"
     return f"{len(text)}:{text},".encode("ascii")
@@ -107,6 +112,43 @@ def parse_extension(data: bytes) -> Extension:
         raise ProtocolError("no port")
     origin = Origin(protocol, client, int(port), helo, user, made_here == b"1", born)
     return Extension(Token(peer, _number(seq)), _number(low), origin, body_type, smtputf8 == b"1")
+
+
+class Extensions:
+    """
+    Reads the extensions of one connection.
+
+    But for the token and *low* they are the same for all messages of a client,
+    and read once.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Origin, bytes, bool]] = {}  # by what follows *low*
+
+    def find(self, data: bytes, at: int) -> tuple[Extension, int] | None:
+        """The extension whose netstring begins at *at*, and where its octets end; None: it must be read."""
+        front = _FRONT.match(data, at)
+        if front is None:
+            return None
+        octets, peer, seq, low = front.groups()
+        end = at + len(octets) + 1 + int(octets)
+        known = self._known.get(data[front.end() : end])
+        if known is None:
+            return None
+        origin, body_type, smtputf8 = known
+        return Extension(Token(peer, int(seq, 16)), int(low, 16), origin, body_type, smtputf8), end
+
+    def read(self, data: bytes) -> Extension:
+        """As parse_extension; it is known then."""
+        extension = parse_extension(data)
+        rest = data.split(b"\0", 4)[4]
+        if len(rest) <= _KNOWN_OCTETS:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[rest] = extension.origin, extension.body_type, extension.smtputf8
+        return extension
 
 
 def _number(digits: bytes) -> int:

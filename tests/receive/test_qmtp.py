@@ -133,8 +133,9 @@ class QMTPServerTests(SynchronousTestCase):
             b"BINARYMIME", smtputf8=True,
         )  # fmt: skip
         server, transport = self.session(peer=UNIXAddress("x"))
-        data = QMTPClientWire(extension=True, mta="m").send(Message(envelope, b"", MemoryBody(HEADER + b"a\rb")), 70)
-        server.dataReceived(data)
+        wire = QMTPClientWire(extension=True, mta="m")
+        for data in wire.send(Message(envelope, b"", MemoryBody(HEADER + b"a\rb")), 70):
+            server.dataReceived(data)
 
         self.assertEqual(self.hop.sent[0][0].envelope, envelope)
         self.assertEqual((self.hop.lows, self.hop.texts), ([70], [HEADER + b"a\rb"]))

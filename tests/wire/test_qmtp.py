@@ -79,6 +79,8 @@ class Reader:
                 case BodyPart(data):
                     self.texts[-1] += data
                 case Mail():
+                    if event.text is not None:
+                        self.texts.append(event.text)
                     self.mails.append(event)
                     if self.answers is not None:
                         self.reply(event, self.answers)
@@ -421,15 +423,15 @@ class ClientTests(SynchronousTestCase):
         wire = QMTPClientWire(extension=False, mta="m")
 
         self.assertEqual(
-            wire.send(message(recipients=(A, D))), package(b"\rX: y\r\nhi\r\n", recipients=(b"a@b.c", b"d@e.f"))
+            b"".join(wire.send(message(recipients=(A, D)))), package(b"\rX: y\r\nhi\r\n", recipients=(b"a@b.c", b"d@e.f"))
         )
 
     def test_double_bounce(self) -> None:
         """A double bounce keeps its mark on the way to a qmq peer; to others its sender is the null sender."""
         sent = message(sender=DOUBLE_BOUNCE_SENDER)
-        plain = QMTPClientWire(extension=False, mta="m").send(sent)
+        plain = b"".join(QMTPClientWire(extension=False, mta="m").send(sent))
         server = QMTPServerWire(extension=True)
-        server.receive(QMTPClientWire(extension=True, mta="m").send(sent))
+        server.receive(b"".join(QMTPClientWire(extension=True, mta="m").send(sent)))
 
         mails = [event for event in iter(server.next_event, None) if isinstance(event, Mail)]
 
@@ -492,7 +494,7 @@ class ClientTests(SynchronousTestCase):
         wire = QMTPClientWire(extension=True, mta="m")
         whole = message()
         body: Body = FileBody(self.file(text), len(text))
-        sent = wire.send(Message(whole.envelope, whole.fields, body), 5)
+        sent = b"".join(wire.send(Message(whole.envelope, whole.fields, body), 5))
         pieces = 0
         while wire.streaming:
             chunk = wire.next_chunk()
@@ -530,7 +532,7 @@ class ClientTests(SynchronousTestCase):
         text = b"\r\n".join(line.replace(b"\r", b"").replace(b"\n", b"") for line in lines)
         sent = message(text, [recipient for recipient, _ in given], sender)
         client = QMTPClientWire(extension=extension, mta="m")
-        data = client.send(sent, 3)
+        data = b"".join(client.send(sent, 3))
         reader = Reader(QMTPServerWire(extension=extension), None)
         for start in range(0, len(data), size):
             reader.feed(data[start : start + size])

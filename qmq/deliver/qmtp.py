@@ -81,7 +81,7 @@ class QMTPClient:
         self._mta = mta
         self._connections = connections
         self._window = window
-        self._crowd = min(crowd, window)
+        self._crowd = crowd
         self._most = waiting
         self._seconds = seconds
         self._lines: dict[Line, deque[_Job]] = {}
@@ -175,21 +175,17 @@ class QMTPClient:
         self._ended()
 
     def _choose(self) -> Line | None:
-        """
-        The first open line without a crowd, else the one with the least to do, if one has room; then rings up another.
-
-        What goes by few lines leaves, and is answered, together.
-        """
-        for line, jobs in self._lines.items():
-            if len(jobs) < self._crowd and not line.streaming:
-                return line
+        """The open line with the least to do, if one has room; rings up another if there is much to do."""
+        line = self._least()
         if (
-            not self._calling
+            (line is None or len(self._lines[line]) >= self._crowd)
+            and not self._calling
             and len(self._lines) < self._connections
             and self._clock.seconds() >= self._not_before
         ):
-            self._call()  # in memory, a connection may be there at once
-        return self._least()
+            self._call()
+            line = self._least()  # in memory, a connection may be there at once
+        return line
 
     def _least(self) -> Line | None:
         best = None

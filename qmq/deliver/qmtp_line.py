@@ -7,9 +7,11 @@ A large body leaves piece by piece, as fast as the peer takes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any, cast
 from typing import Protocol as Interface
 
+from twisted.internet import unix
 from twisted.internet.interfaces import IAddress, IConnector, IPullProducer, ITCPTransport
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -17,8 +19,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qmq.conversation import fast_writer
-from qmq.mail import Message, Replies, Reply
+from qmq.mail import Message, Octets, Replies, Reply
 from qmq.wire.qmtp_client import QMTPClientWire
+
+# Of a unix socket, in the kernel, which doubles it. What it has by itself is full with two or three long messages, and
+# each time it is, sender and receiver must take turns.
+_BUFFER: Octets = 1 << 18
 
 
 class Owner(Interface):
@@ -58,6 +64,8 @@ class Line(Protocol):
         self._transport = cast("Any", self.transport)  # its interface has no registerProducer, no abortConnection
         if ITCPTransport.providedBy(self._transport):
             self._transport.setTcpKeepAlive(True)  # else a peer that lost its power is found out by a message
+        elif isinstance(self._transport, unix.Client):
+            self._transport.getHandle().setsockopt(SOL_SOCKET, SO_SNDBUF, _BUFFER)
         self._write = fast_writer(self._transport)
         self._owner.made(self)
 

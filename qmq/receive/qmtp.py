@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from socket import socket
 from typing import Any, cast
 from typing import Protocol as Interface
 
+from twisted.internet import unix
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IPushProducer, IReactorTime
@@ -34,6 +36,10 @@ from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
+_READ: Octets = (
+    1 << 18
+)  # at once of a unix socket: what the primary's sessions have handed over in one turn of its loop
+
 
 class InDoubtHop(Interface):
     """A next hop that also takes what a peer hands over; *low* as in ISpool.keep."""
@@ -52,7 +58,8 @@ class QMTPFactory(ServerFactory):
     *accept* decides on each recipient: None, or the refusal; it is told whether
     a peer vouches for the message. Over TCP only *peers* are let in, at most
     *sessions* at once; who may use the extension: every unix socket if
-    *extension*, and *extension_peers*. To other clients *session_seconds* and
+    *extension*, and *extension_peers*. Whoever connects to such a unix socket and is
+    *kin* has looked for bare CR and LF already. To other clients *session_seconds* and
     *idle_seconds* apply. Within a package *least* octets must come every
     *stall_seconds*, and answers must be read as fast. Reading pauses while
     *window* packages or *held* octets of a session wait for the next hop.
@@ -83,6 +90,7 @@ class QMTPFactory(ServerFactory):
         idle_seconds: Seconds = 300,
         stall_seconds: Seconds = 60,
         least: Octets = 16384,
+        kin: Callable[[socket], bool] = lambda _: False,
     ) -> None:
         self.clock = clock
         self.drafts = drafts
@@ -91,6 +99,7 @@ class QMTPFactory(ServerFactory):
         self.accept = accept
         self.trace = Trace(me, wall)
         self.max_hops = max_hops
+        self.kin = kin
         self.held = held
         self.session_seconds = session_seconds
         self.idle_seconds = idle_seconds
@@ -206,6 +215,9 @@ class QMTPServer(Protocol):
         self._born = self._mark = self._busy = self._factory.now
         self._transport.registerProducer(self, streaming=True)
         self._write = fast_writer(self._transport)
+        if isinstance(self._transport, unix.Server):
+            self._transport.bufferSize = _READ
+            self._wire.looked_at = self._trusted and self._factory.kin(self._transport.getHandle())
 
     def dataReceived(self, data: bytes) -> None:
         """Packages, or pieces of them."""
@@ -273,13 +285,13 @@ class QMTPServer(Protocol):
         try:
             while not self._stuck() and (event := self._wire.next_event()) is not None:
                 match event:
+                    case Mail():
+                        self._mail(event)
                     case BodyPart():
                         assert self._draft is not None
                         self._draft.write(event.data)
                     case Package():
                         self._draft = self._factory.drafts.begin()
-                    case Mail():
-                        self._mail(event)
         except ProtocolError as error:
             self._log.info("ended QMTP session of {client}: {error}", client=self._name, error=error)
             self.end()

@@ -48,6 +48,7 @@ class House:
     resolver: Resolver
     mx: MX
     file: LogFile | None = None  # the log's, if it is one
+    main: int = 0  # process id of the main process whose worker we are; 0: of none
     wall: Clock = field(default=time.time)
     _disks: dict[int, Writers] = field(default_factory=dict)
 
@@ -76,8 +77,8 @@ class House:
             writers.stop()
 
 
-def open_house(reactor: Any, conf: Conf) -> House:
-    """As *conf* says."""
+def open_house(reactor: Any, conf: Conf, main: int = 0) -> House:
+    """As *conf* says; *main* is House.main."""
     file = None if conf.general.log == "-" else LogFile(conf.general.log)
     resolver = Resolver(reactor, servers=conf.general.nameservers or None)
     own = OwnAddresses(reactor, lambda: house.conf)
@@ -96,6 +97,7 @@ def open_house(reactor: Any, conf: Conf) -> House:
         resolver,
         mx,
         file,
+        main,
     )
     return house
 

@@ -135,7 +135,7 @@ class Gateway(MultiService):
 
     def startService(self) -> None:
         """Open the stores, listen, start the workers; say so in one line when all is ready."""
-        self._house = open_house(self.reactor, self.conf)
+        self._house = open_house(self.reactor, self.conf, os.getppid() if self.child else 0)
         if self.child:
             orders: dict[str, Callable[..., Any]] = {
                 "reload": lambda order, fds: ensureDeferred(self.reloading.ordered(order, fds)),

@@ -21,6 +21,7 @@ from qmq.deliver.mx import Candidate
 from qmq.deliver.qmtp import dial_qmtp
 from qmq.filters import Filtered
 from qmq.interfaces import INextHop
+from qmq.kin import is_kin
 from qmq.mail import QUEUE, Address, Reply, Seconds
 from qmq.programs import Programs
 from qmq.queue.marks import Marks
@@ -245,6 +246,7 @@ class InstanceService(MultiService):
             extension_peers=instance.qmq_peers, message_octets=instance.databytes, max_hops=instance.hops,
             # A filter may take its time: answers come in order, so others' must not stand behind it (DESIGN: rule 7).
             window=1 if instance.filter else _WINDOW,
+            kin=lambda peer: is_kin(peer, self._house.main),
         )  # fmt: skip
 
     def _smtp(self, instance: Instance) -> SMTPFactory:

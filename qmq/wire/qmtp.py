@@ -22,6 +22,7 @@ from qmq.wire.text import has_bare
 _LF, _CRLF, _EXTENSION = 0x0A, 0x0D, 0x01
 _COMMA = 0x2C
 _PIECE = 65536  # octets of a body handed on at once
+_ADDRESS_OCTETS = 1000
 # An address with a control octet could end a line at the next, SMTP hop; a domain with a space or a bracket, its path.
 _CONTROLS = bytes((*range(32), 127))
 _DOMAIN = bytes((*b"abcdefghijklmnopqrstuvwxyz0123456789.-_[]:", *range(128, 256)))
@@ -85,12 +86,13 @@ class QMTPServerWire:
 
     At most *window* packages wait for replies; until then what follows is
     parsed. Every bound is in octets: *message_octets* (more is read and answered
-    D; 0: no such limit; *hard_octets* ends the connection), *address_octets* and *recipients* (beyond:
+    D; 0: no such limit; *hard_octets* ends the connection), *recipients* (beyond:
     refused singly), *list_octets* (sender or recipient list beyond: ends it). Up to
     *whole* octets, in CRLF form, a message is given out whole.
 
     *looked_at* (an attribute): the client has made sure that its texts have no
-    bare CR or LF, and nobody looks again.
+    bare CR or LF. Of packages of the usual form only the header is looked at again
+    then: it has fields that checkers have put there since.
     """
 
     def __init__(
@@ -99,7 +101,6 @@ class QMTPServerWire:
         extension: bool,
         message_octets: Octets = 0,
         hard_octets: Octets = 1 << 32,
-        address_octets: Octets = 1000,
         recipients: int = 1000,
         list_octets: Octets = 1 << 20,
         window: int = 64,
@@ -108,7 +109,6 @@ class QMTPServerWire:
         self._allowed = extension
         self._message_octets = message_octets or hard_octets
         self._hard_octets = hard_octets
-        self._address_octets = address_octets
         self._recipients = recipients
         self._list_octets = list_octets
         self._window = window
@@ -244,13 +244,13 @@ class QMTPServerWire:
         ):
             return None
         whole = data[start:end]
-        look = not (self.looked_at or extension.body_type == b"BINARYMIME")
-        fault = BAD_LINES if look and has_bare(whole) else None
+        bare = extension.body_type != b"BINARYMIME" and has_bare(_header(whole) if self.looked_at else whole)
         self._advance(envelope.end())
         recipients = (Address(to_local, to_domain),)
-        return Mail(self._begin(True), extension, Address(local, domain), recipients, fault, False, whole)
+        slot = self._begin(extended=True)
+        return Mail(slot, extension, Address(local, domain), recipients, BAD_LINES if bare else None, False, whole)
 
-    def _begin(self, extended: bool) -> int:
+    def _begin(self, *, extended: bool) -> int:
         """The slot of a package that is complete."""
         slot = self._slot
         self._slot = slot + 1
@@ -313,7 +313,7 @@ class QMTPServerWire:
             piece = piece[:-1]
         if self._lf:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        if not self.looked_at and has_bare(piece):
+        if has_bare(piece):
             self._fault = BAD_LINES
         return piece
 
@@ -344,7 +344,7 @@ class QMTPServerWire:
         extension, self._extension = self._extension, None
         text, self._text = self._text, None
         self._state = self._start
-        slot = self._begin(extension is not None)
+        slot = self._begin(extended=extension is not None)
         return Mail(slot, extension, sender, tuple(recipients), self._fault, self._eight_bit, text)
 
     def _item(self, at: int) -> tuple[bytes, int] | None:
@@ -366,7 +366,7 @@ class QMTPServerWire:
 
     def _address(self, raw: bytes) -> Address | None:
         """The address, or None if it cannot travel on: see _CONTROLS, and RFC 6531 3.3 for UTF-8."""
-        if len(raw) > self._address_octets or len(raw.translate(None, _CONTROLS)) != len(raw):
+        if len(raw) > _ADDRESS_OCTETS or len(raw.translate(None, _CONTROLS)) != len(raw):
             return None
         if not raw.isascii() and not _is_utf8(raw):
             return None
@@ -381,6 +381,11 @@ class QMTPServerWire:
     def _wait(self, end: int) -> None:
         """There is no use in looking again before the octets up to *end* are there."""
         self._wanted = end - self._at
+
+
+def _header(text: bytes) -> bytes:
+    end = text.find(b"\r\n\r\n")
+    return text if end < 0 else text[:end]
 
 
 def _is_utf8(raw: bytes) -> bool:

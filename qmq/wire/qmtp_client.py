@@ -93,15 +93,13 @@ class QMTPClientWire:
         finished: list[Replies] = []
         at = 0
         try:
-            while self._pending and (end := self._answer(data, at)):
+            while end := self._answer(data, at):
                 at = end
                 self._replies.append(self._reply)
                 if len(self._replies) == self._pending[0]:
                     self._pending.popleft()
                     finished.append(self._replies)
                     self._replies = []
-            if at < len(data) and not self._pending and read_length(data, at) is not None:
-                raise ProtocolError("an answer to nothing")
         except ProtocolError as error:
             self.broken = str(error)
         self._buffer = data[at:]
@@ -118,9 +116,9 @@ class QMTPClientWire:
 
     def _answer(self, data: bytes, at: int) -> int:
         """Read the answer that begins at *at*; where it ends, or 0: more must come."""
-        if data.startswith(self._said, at):
+        if self._pending and data.startswith(self._said, at):
             return at + len(self._said)
-        taken = _TAKEN.match(data, at) if self._extension else None
+        taken = _TAKEN.match(data, at) if self._pending and self._extension else None
         if taken is not None and len(text := taken[2]) + _BEFORE_TEXT == int(taken[1]):
             self._reply = Reply(250, "2.0.0", text.decode("ascii"), self._mta)
             self._said = taken[0]
@@ -132,6 +130,8 @@ class QMTPClientWire:
         end = start + octets
         if octets > self._reply_octets:
             raise ProtocolError("an answer without end")
+        if not self._pending:
+            raise ProtocolError("an answer to nothing")
         if end >= len(data):
             return 0
         if data[end] != _COMMA:

@@ -28,7 +28,8 @@ _DOT_LINE = re.compile(rb"\r\n\.")
 
 def has_bare(data: bytes) -> bool:
     """Whether a CR or an LF stands alone in a text that ends here."""
-    return data.endswith(b"\r") or _BARE_CR.search(data) is not None or _BARE_LF.search(data) is not None
+    rest = data.replace(b"\r\n", b"")
+    return b"\r" in rest or b"\n" in rest
 
 
 class LineCheck:

@@ -207,6 +207,19 @@ class QMTPServerTests(SynchronousTestCase):
 
         self.assertEqual(transport.value(), K + pack(b"Dtoo many hops, this message is looping (#5.4.6)"))
 
+    def test_loop_in_any_text(self) -> None:
+        """Only the header's fields are counted, be the text short or long, with an empty header or with no body."""
+        received = b"Received: x\r\n"
+        for text, loops in (
+            (received * 4, False), (received * 5, True), (received * 4 + b"\r\n" + received * 9, False),
+            (b"\r\n" + received * 9, False), (b"\r\n" + received * 9 + b"\r\n", False),
+            (b"X: y\r\n" * 9 + received * 5 + b"\r\n", True), (b"delivered-to: x\r\n" * 5 + b"\r\n\r\n", True),
+            (received * 4 + b"\r\n" + b"x\r\n" * 4000, False), (received * 5 + b"\r\n" + b"x\r\n" * 4000, True),
+        ):  # fmt: skip
+            server, transport = self.session(max_hops=5)
+            server.dataReceived(package(b"\r" + text))
+            self.assertEqual(transport.value()[3:5] == b"Dt", loops, text[:200])
+
     def test_bare_lines_never_go_on(self) -> None:
         """A text with a bare CR or LF is refused and thrown away."""
         server, transport = self.session()

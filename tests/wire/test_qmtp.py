@@ -319,6 +319,67 @@ class ExtensionTests(SynchronousTestCase):
         self.assertEqual(reader.mails[0].extension, extension)
         self.assertEqual(reader.sent, b"18:K250 2.0.0 ok 1-2a,")
 
+    def test_same_client_again(self) -> None:
+        """Of a client's further messages each has its own token and number in doubt; another client is another."""
+        other = Origin(b"ESMTP", b"192.0.2.8", 25, b"h", b"", made_here=True, born=1.5)
+        envelopes = [
+            Envelope(Token(peer, seq), ME, (A,), origin, b"7BIT")
+            for peer, seq, origin in ((b"p1", 1, ORIGIN), (b"p1", 2, ORIGIN), (b"p2", 3, ORIGIN), (b"p1", 4, other))
+        ]
+        data = b"".join(pack_extension(one, one.token.seq - 1) + package(b"\rhi") for one in envelopes)
+
+        for size in (1, 7, 1 << 30):
+            self.assertEqual(
+                [mail.extension for mail in read(data, size).mails],
+                [Extension(one.token, one.token.seq - 1, one.origin, b"7BIT", smtputf8=False) for one in envelopes],
+            )
+
+    def test_looked_at(self) -> None:
+        """Of a client that has looked for bare CR and LF itself the header alone is looked at; of another it all is."""
+        front = pack_extension(message().envelope, 0)
+        binary = pack_extension(message(body_type=b"BINARYMIME").envelope, 0)
+        texts = [b"\rX: y\r\n\r\nhi\r\n", b"\rX: y\r\n\r\na\nb\rc", b"\rX: y\nY: z\r\n\r\n", b"\ra\r"]
+        data = b"".join(front + package(text) for text in texts) + (binary + package(b"\ra\nb\r\n\r\n")) * 2
+        wire = QMTPServerWire(extension=True)
+        wire.looked_at = True
+
+        faults = [mail.fault for mail in Reader(wire).feed(data).mails]
+        self.assertEqual(faults, [None, None, BAD_LINES, BAD_LINES, None, None])
+        self.assertEqual([mail.fault for mail in read(data).mails], [None, *[BAD_LINES] * 3, None, None])
+
+    raws = st.sampled_from(
+        (b"a@b.c", b"A@B.C", b"a@b.c.", b"a@b@c", b"a,1:b@c", b"@b", b"a", b"", b"#@[]", b"a\0@b", b"\xff@b", b"a b@c")
+    )
+
+    @given(
+        st.lists(st.tuples(st.binary(max_size=9), raws, raws, st.booleans()), min_size=1, max_size=4),
+        st.integers(0, 400),
+        st.sampled_from((b"", b"", b"0", b"1", b",", b":", b"\0", b"\r", b"@", b"x")),
+        st.integers(0, 2),
+    )
+    def test_at_a_glance(
+        self, parts: list[tuple[bytes, bytes, bytes, bool]], place: int, slip: bytes, dropped: int
+    ) -> None:
+        """However a stream is written, right or with a slip, the segments it comes in make no difference."""
+        front = pack_extension(message().envelope, 7)
+        good = front + package(b"\rhi")
+        data = b"".join(
+            (front if extended else b"") + package(b"\r" + text, sender, [recipient])
+            for text, sender, recipient, extended in parts
+        )
+        data = data[:place] + slip + data[place + dropped :]
+        outcomes = []
+        for size in (1, 1 << 30):
+            reader, broken = Reader(QMTPServerWire(extension=True)).feed(good), False
+            try:
+                for start in range(0, len(data), size):
+                    reader.feed(data[start : start + size])
+            except ProtocolError:
+                broken = True
+            outcomes.append((reader.mails, broken))
+
+        self.assertEqual(*outcomes)
+
     def test_binary_exact(self) -> None:
         """A BINARYMIME text is kept octet for octet; the package behind it is looked at again."""
         text = b"\r\ra\nb\r\0\r\n\r"
@@ -423,7 +484,8 @@ class ClientTests(SynchronousTestCase):
         wire = QMTPClientWire(extension=False, mta="m")
 
         self.assertEqual(
-            b"".join(wire.send(message(recipients=(A, D)))), package(b"\rX: y\r\nhi\r\n", recipients=(b"a@b.c", b"d@e.f"))
+            b"".join(wire.send(message(recipients=(A, D)))),
+            package(b"\rX: y\r\nhi\r\n", recipients=(b"a@b.c", b"d@e.f")),
         )
 
     def test_double_bounce(self) -> None:

@@ -27,6 +27,16 @@ def hops(header: bytes) -> int:
     return lower.count(b"\nreceived:") + lower.count(b"\ndelivered-to:")
 
 
+def loops(text: bytes, most: int) -> bool:
+    """Whether the header of a short text has *most* hops in it."""
+    end = text.find(b"\r\n\r\n")
+    # Each hop has a line of its own: few lines, as most headers have, are few hops.
+    if text.count(b"\n", 0, len(text) if end < 0 else end) < most - 1:
+        return False
+    header = b"" if text.startswith(b"\r\n") else text if end < 0 else text[: end + 2]
+    return hops(header) >= most
+
+
 def protocol(session: Session, *, smtputf8: bool) -> bytes:
     """The word after "with"."""
     if not session.esmtp:

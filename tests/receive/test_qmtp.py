@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.mail import Address, Envelope, MemoryBody, Message, Origin, Replies, Reply, Token
 from qmq.receive.draft import Drafts
-from qmq.receive.qmtp import QMTPFactory, QMTPServer
+from qmq.receive.qmtp import QMTPFactory
+from qmq.receive.qmtp_session import QMTPServer
 from qmq.wire.netstring import pack
 from qmq.wire.qmtp_client import QMTPClientWire
 from qmq.wire.qmtp_forms import pack_extension

@@ -128,7 +128,11 @@ class Extensions:
         self._known: dict[bytes, tuple[Origin, bytes, bool]] = {}  # by what follows *low*
 
     def find(self, data: bytes, at: int) -> tuple[Extension, int] | None:
-        """The extension whose netstring begins at *at*, and where its octets end; None: it must be read."""
+        """
+        The extension whose netstring begins at *at*, and where its octets end.
+
+        None: it is not all there, or must be looked at more closely. Raises ProtocolError.
+        """
         front = _FRONT.match(data, at)
         if front is None:
             return None
@@ -136,7 +140,9 @@ class Extensions:
         end = at + len(octets) + 1 + int(octets)
         known = self._known.get(data[front.end() : end])
         if known is None:
-            return None
+            if int(octets) > EXTENSION_OCTETS or data[end : end + 1] != b",":
+                return None
+            return self.read(data[front.end(1) + 1 : end]), end
         origin, body_type, smtputf8 = known
         return Extension(Token(peer, int(seq, 16)), int(low, 16), origin, body_type, smtputf8), end
 

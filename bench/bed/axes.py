@@ -83,13 +83,13 @@ def domains(letter, count):
 
 def depth(most):
     """Messages in the queue: deferred till later; and due, but their host is dead."""
-    load = Load(BASE_MESSAGES)
+    load, raised = Load(BASE_MESSAGES), ("limit-messages = 2000000",)
     for value in (0, 1000, 10_000, 100_000, 1_000_000):
         if value <= most:
-            yield Point("depth", value, (("deferred", load),), preload=value, later=_LATER)
+            yield Point("depth", value, (("deferred", load),), section=raised, preload=value, later=_LATER)
     for value in (1000, 10_000, 100_000, 1_000_000):
         if value <= most:
-            yield Point("depth", value, (("due, host dead", load),), preload=value)
+            yield Point("depth", value, (("due, host dead", load),), section=raised, preload=value)
 
 
 def instances(most):

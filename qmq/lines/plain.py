@@ -16,6 +16,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from qmq.lines.classic import noted, passed, refused
 from qmq.mail import Address, Octets, Reply, Seconds
@@ -32,6 +33,8 @@ OPEN, THEN, CLOSE = "", "Z ", "\n"
 _LONGEST_VALUE = 1000
 _PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is
 _QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backslash: nothing to escape within quotes
+# A delivery all of whose words stand as they are: neither a space nor an equals sign is in them, so all are ours.
+_PLAIN_DELIVERY = re.compile(r"id=[!#-<>-~]{1,99} queue=[!#-<>-~]{1,99} to=<[!#-<>-~]{1,499}@[!#-<>?A-~]{1,499}>").fullmatch
 _MOST_RECIPIENTS = 100
 
 
@@ -39,7 +42,15 @@ def _text(text: str) -> str:
     """One word, whatever a stranger wrote."""
     if _PLAIN(text):
         return text
+    return _sentence(text)
+
+
+def _sentence(text: str) -> str:
+    """What has a space in it, at least."""
     return f'"{text}"' if _QUOTABLE(text) else json.dumps(text[:_LONGEST_VALUE])
+
+
+_known = lru_cache(maxsize=256)(_text)  # for what is the same in many lines: who took the message
 
 
 def _bytes(raw: bytes) -> str:
@@ -56,9 +67,9 @@ def _mailboxes(recipients: Sequence[Address]) -> str:
 
 
 def _answer(reply: Reply) -> str:
-    words = _text(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
-    tls = f" tls={_text(reply.tls)}" if reply.tls else ""
-    return f"{words} mta={_text(reply.mta)}{tls}" if reply.mta else words
+    words = _sentence(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
+    tls = f" tls={_known(reply.tls)}" if reply.tls else ""
+    return f"{words} mta={_known(reply.mta)}{tls}" if reply.mta else words
 
 
 def _client(session: Session) -> str:
@@ -86,6 +97,10 @@ def kept(id: bytes, reason: str) -> str:
 
 
 def _delivery(id: bytes, queue: str, recipient: Address) -> str:
+    to = f"{recipient.local.decode('latin-1')}@{recipient.domain.decode('latin-1')}"
+    words = f"id={id.decode('latin-1')} queue={queue} to=<{to}>"
+    if _PLAIN_DELIVERY(words):
+        return words
     return f"id={_bytes(id)} queue={_text(queue)} to={_mailbox(recipient)}"
 
 

@@ -65,9 +65,6 @@ def settle(
     envelope = entry.message.envelope
     recipients = envelope.recipients
     entry.attempts += 1
-    if len(recipients) == 1 and replies and replies[0].ok:
-        _keep_only(entry, ())
-        return Settled(((recipients[0], replies[0]),))
     final = expired(entry.born, started, lifetime)
     may_fail = not entry.bouncing
     taken: list[tuple[Address, Reply]] = []
@@ -92,6 +89,14 @@ def settle(
         entry.bouncing = tuple(failed)
         entry.generation += 1
     return Settled(tuple(taken), tuple(deferred), tuple(failed))
+
+
+def delivered(entry: Entry, reply: Reply) -> Settled:
+    """As `settle`, of an entry whose one recipient was taken: what becomes of most."""
+    recipients = entry.message.envelope.recipients
+    entry.attempts += 1
+    _keep_only(entry, ())
+    return Settled(((recipients[0], reply),))
 
 
 def stays(reply: Reply) -> Reply:

@@ -63,31 +63,32 @@ class ReplyParser:
 
     def next_reply(self) -> Reply | None:
         """The next whole reply, or None: more bytes are needed. Raises ProtocolError."""
-        buffer = self._buffer
-        while True:
-            start = self._read
+        buffer, start = self._buffer, self._read
+        while start < len(buffer):
             end = buffer.find(b"\n", start, start + LINE_OCTETS)
             if end < 0:
                 if len(buffer) - start >= LINE_OCTETS:
                     raise ProtocolError(f"a line of a reply exceeds {LINE_OCTETS} octets")
-                return None
-            line = buffer[start : end - 1] if buffer[end - 1 : end] == b"\r" and end > start else buffer[start:end]
-            self._read = end + 1
-            if not self._code:
-                reply = self._remembered.get(line)
-                if reply is not None:
-                    return reply
-            reply = self._line(line)
-            if reply is not None:
+                break
+            line = buffer[start:end].removesuffix(b"\r")
+            self._read = start = end + 1
+            if not self._code and (reply := self._remembered.get(line)) is not None:
                 return reply
+            if (reply := self._line(line)) is not None:
+                return reply
+        return None
 
     def _line(self, line: bytes) -> Reply | None:
         """The reply that this line completes."""
         if _CODE.match(line) is None:
             raise ProtocolError(f"no reply: {_printable(line[:80])}")
         code = int(line[:3])
-        alone = not self._code
-        if alone:
+        if not self._code:
+            if line[3:4] != b"-":
+                reply = _reply(code, (line[4 : 4 + KEPT_OCTETS],), self._mta, self._tls)
+                if len(self._remembered) < _REMEMBERED:
+                    self._remembered[line] = reply
+                return reply
             self._code = code
         elif self._code // 100 == code // 100:
             self._code = code  # RFC 5321 4.2.1 wants one code; if they agree in what they mean, the last line's counts
@@ -102,8 +103,6 @@ class ReplyParser:
             return None
         reply = _reply(self._code, self._text, self._mta, self._tls)
         self._code, self._lines, self._text = 0, 0, []
-        if alone and len(self._remembered) < _REMEMBERED:
-            self._remembered[line] = reply
         return reply
 
 

@@ -24,7 +24,7 @@ from qmq.mail import Message, Octets, Reply
 from qmq.wire.replies import ProtocolError, ReplyParser
 from qmq.wire.smtp_envelope import Extensions, envelope_commands
 from qmq.wire.smtp_transaction import Stage, Transaction, known, refusal
-from qmq.wire.text import Stuffer
+from qmq.wire.text import Stuffer, stuffed
 
 More = Callable[[], Message | None]
 Finished = list[tuple[Message, list[Reply]]]
@@ -40,7 +40,7 @@ class SMTPClientWire:
 
     __slots__ = (
         "_awaited", "_chunking", "_current", "_ending", "_finished", "_lmtp", "_more", "_offered", "_out", "_parser",
-        "_reset", "_stream", "_stuffer", "_unread", "answered", "mta", "trouble",
+        "_reset", "_stream", "_stuffer", "_unread", "_usual", "answered", "mta", "trouble",
     )  # fmt: skip
 
     # Texts in files, and any that is longer, wait for the answers to RCPT; shorter ones follow BDAT at once (RFC 3030).
@@ -67,6 +67,7 @@ class SMTPClientWire:
         self._stream: Iterator[bytes] | None = None  # the rest of a long text
         self._stuffer: Stuffer | None = None  # for it; None: BDAT
         self._unread = 0  # octets of it that BDAT announced
+        self._usual = b""  # how this server last took an envelope of one recipient: most say the same each time
 
     # What the connection calls.
 
@@ -81,9 +82,18 @@ class SMTPClientWire:
         With *trouble* set afterwards nothing is outstanding any more, and the
         connection is of no use.
         """
-        parser = self._parser
+        parser, awaited = self._parser, self._awaited
         # Only what left before these bytes came can be answered by them.
-        expected = len(self._awaited)
+        expected = len(awaited)
+        alone = expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data and not parser.held
+        if alone and data == self._usual:
+            transaction = known(self._current)
+            transaction.taken = [0]
+            transaction.answered = 1
+            awaited.clear()
+            self.answered += _SINGLE
+            self._text(transaction)
+            return self.finished()
         try:
             parser.receive(data)
             while (reply := parser.next_reply()) is not None:
@@ -92,7 +102,7 @@ class SMTPClientWire:
                     self.trouble = reply
                 elif expected:
                     expected -= 1
-                    self._awaited.popleft()(self, reply)
+                    awaited.popleft()(self, reply)
                 else:
                     self._unasked(reply)
                 if self.trouble is not None:
@@ -101,6 +111,8 @@ class SMTPClientWire:
         except ProtocolError as error:
             self.trouble = Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}")
             self.abandon(self.trouble)
+        if alone and self._ending is not None and self._ending.taken and not parser.held and len(data) <= _USUAL_OCTETS:
+            self._usual = data
         return self.finished()
 
     def finished(self) -> Finished:
@@ -112,8 +124,11 @@ class SMTPClientWire:
 
     def to_send(self) -> bytes:
         """What is to go out now: one write."""
-        data = b"".join(self._out)
-        self._out.clear()
+        out = self._out
+        if len(out) == 1:
+            return out.pop()
+        data = b"".join(out)
+        out.clear()
         return data
 
     def next_chunk(self) -> bytes:
@@ -139,7 +154,10 @@ class SMTPClientWire:
             self._broken_text("the message's text is shorter than it was")
             return b""
         self._stream = None
-        self._text_left(_data_end if self._stuffer is not None else _chunk_end)
+        if self._stuffer is not None:
+            self._text_left(known(self._ending))
+        else:
+            self._chunk_left(known(self._current))
         return self.to_send()
 
     def abandon(self, reason: Reply) -> None:
@@ -189,34 +207,38 @@ class SMTPClientWire:
     # A transaction's beginning.
 
     def _begin(self, message: Message) -> None:
+        offered = self._offered
         by_chunk = self._by_chunk(message)
-        lines: list[bytes] | Reply
+        said: bytes | Reply
         try:
-            lines = envelope_commands(message, self._offered, self.mta, binary=by_chunk and self._offered.binarymime)
+            said = envelope_commands(message, offered, self.mta, binary=by_chunk and offered.binarymime)
         except OSError as error:
-            lines = Reply(451, "4.3.0", f"cannot read the message's text: {error.strerror}")
-        if isinstance(lines, Reply):
-            self._finished.append((message, [lines] * len(message.envelope.recipients)))
+            said = Reply(451, "4.3.0", f"cannot read the message's text: {error.strerror}")
+        if isinstance(said, Reply):
+            self._finished.append((message, [said] * len(message.envelope.recipients)))
             return
         transaction = self._current = Transaction(message, behind=self._ending is not None)
-        if not self._offered.pipelining:
+        if not offered.pipelining:
+            commands = said.splitlines(keepends=True)
             if self._reset:
-                lines.insert(0, b"RSET\r\n")
-            transaction.commands = iter(lines)
+                commands.insert(0, b"RSET\r\n")
+            transaction.commands = iter(commands)
             self._say(next(transaction.commands))
             return
-        out, awaited = self._out, self._awaited
+        awaited = self._awaited
         if self._reset:
             self._reset = False
-            out.append(b"RSET\r\n")
+            self._out.append(b"RSET\r\n")
             awaited.append(_reset)
-        out += lines
         awaited.append(_mail)
-        awaited.extend([_rcpt] * len(transaction.replies))
+        for _ in transaction.replies:
+            awaited.append(_rcpt)
         if not by_chunk:
-            out.append(b"DATA\r\n")
+            self._out.append(said + b"DATA\r\n")
             awaited.append(_data)
-        elif message.body.data is not None and message.size <= self.AT_ONCE:
+            return
+        self._out.append(said)
+        if message.body.data is not None and message.size <= self.AT_ONCE:
             self._chunk(transaction)
 
     def _by_chunk(self, message: Message) -> bool:
@@ -343,12 +365,11 @@ class SMTPClientWire:
             return
         message = transaction.message
         data = message.body.data
-        self._stuffer = stuffer = Stuffer()
         if data is None:
-            self._stream = message.chunks()
+            self._stuffer, self._stream = Stuffer(), message.chunks()
             return
-        self._out += (stuffer.feed(message.fields + data), stuffer.end())
-        self._text_left(_data_end)
+        self._out.append(stuffed(message.fields, data))
+        self._text_left(transaction)
 
     def _chunk(self, transaction: Transaction) -> None:
         """BDAT, and the text behind it without waiting for an answer (RFC 3030 2)."""
@@ -359,17 +380,20 @@ class SMTPClientWire:
             self._stuffer, self._stream, self._unread = None, message.chunks(), message.size
             return
         self._out += (message.fields, data)
-        self._text_left(_chunk_end)
+        self._chunk_left(transaction)
 
-    def _text_left(self, end: Callable[[SMTPClientWire, Reply], None]) -> None:
-        transaction = known(self._current if end is _chunk_end else self._ending)
+    def _text_left(self, transaction: Transaction) -> None:
         transaction.sent = True
-        if end is _chunk_end:
-            self._awaited.append(end)
-            return
-        self._awaited.extend([end] * (len(transaction.taken) if self._lmtp else 1))
+        awaited = self._awaited
+        awaited.append(_data_end)
+        if self._lmtp:
+            awaited.extend([_data_end] * (len(transaction.taken) - 1))
         if self._offered.pipelining:
             self._next()
+
+    def _chunk_left(self, transaction: Transaction) -> None:
+        transaction.sent = True
+        self._awaited.append(_chunk_end)
 
     def _broken_text(self, why: str) -> None:
         """The text can't be had whole. Without its end the server must not keep what it has (RFC 5321 4.1.1.4)."""
@@ -390,6 +414,11 @@ class SMTPClientWire:
         while self.trouble is None and self._current is None and (message := self._more()) is not None:
             self._begin(message)
 
+
+# What awaits an answer in an envelope of one recipient: MAIL, RCPT and DATA.
+_SINGLE = 3
+# A server's three lines for it; longer ones are not remembered.
+_USUAL_OCTETS: Octets = 512
 
 _reset = SMTPClientWire._reset_answered
 _mail = SMTPClientWire._mail_answered

@@ -145,6 +145,22 @@ def _end_of_stuffed(buffer: bytes, dot: int, stop: int) -> tuple[int, int]:
     return stop, stop
 
 
+def stuffed(fields: bytes, body: bytes) -> bytes:
+    """
+    A whole text as it goes over the wire, end mark and all: what a `Stuffer` gives of it, copied once.
+
+    *fields* is empty, or ends in CRLF as each of them does.
+    """
+    end = b".\r\n" if body.endswith(b"\r\n") or not body else b"\r\n.\r\n"
+    return b"".join((_dotted(fields), _dotted(body), end))
+
+
+def _dotted(lines: bytes) -> bytes:
+    if lines.startswith(b"."):
+        lines = b"." + lines
+    return lines.replace(b"\r\n.", b"\r\n..")  # the same object if there are none; of all searches the fastest
+
+
 class Stuffer:
     """
     Dot-stuffing of one text on a stream (RFC 5321 4.5.2); the state is kept from piece to piece.

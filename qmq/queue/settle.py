@@ -91,12 +91,10 @@ def settle(
     return Settled(tuple(taken), tuple(deferred), tuple(failed))
 
 
-def delivered(entry: Entry, reply: Reply) -> Settled:
-    """As `settle`, of an entry whose one recipient was taken: what becomes of most."""
-    recipients = entry.message.envelope.recipients
+def done(entry: Entry) -> None:
+    """As `settle`, after an attempt at which all recipients were taken."""
     entry.attempts += 1
     _keep_only(entry, ())
-    return Settled(((recipients[0], reply),))
 
 
 def stays(reply: Reply) -> Reply:

@@ -24,6 +24,8 @@ _REMEMBERED = 24
 _CODE = re.compile(rb"[2-5][0-9]{2}(?=[ -]|\Z)")
 # RFC 3463 2: class, subject, detail.
 _STATUS = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z)")
+# A line that is a reply, as most are: its code, the status if there is one of the code's class, its text.
+_PLAIN = re.compile(r"(([245])[0-9]{2}) (?:(\2\.[0-9]{1,3}\.[0-9]{1,3}) |(?![245]\.[0-9]))([ -~]{0,450})").fullmatch
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -72,23 +74,24 @@ class ReplyParser:
                 break
             line = buffer[start:end].removesuffix(b"\r")
             self._read = start = end + 1
-            if not self._code and (reply := self._remembered.get(line)) is not None:
+            alone = not self._code
+            if alone and (reply := self._remembered.get(line)) is not None:
                 return reply
             if (reply := self._line(line)) is not None:
+                if alone and len(self._remembered) < _REMEMBERED:
+                    self._remembered[line] = reply
                 return reply
         return None
 
     def _line(self, line: bytes) -> Reply | None:
         """The reply that this line completes."""
+        if not self._code and (found := _PLAIN(line.decode("latin-1"))) is not None:
+            code, family, status, text = found.groups()
+            return Reply(int(code), status or f"{family}.0.0", text, self._mta, self._tls)
         if _CODE.match(line) is None:
             raise ProtocolError(f"no reply: {_printable(line[:80])}")
         code = int(line[:3])
         if not self._code:
-            if line[3:4] != b"-":
-                reply = _reply(code, (line[4 : 4 + KEPT_OCTETS],), self._mta, self._tls)
-                if len(self._remembered) < _REMEMBERED:
-                    self._remembered[line] = reply
-                return reply
             self._code = code
         elif self._code // 100 == code // 100:
             self._code = code  # RFC 5321 4.2.1 wants one code; if they agree in what they mean, the last line's counts

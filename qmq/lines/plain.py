@@ -34,7 +34,9 @@ _LONGEST_VALUE = 1000
 _PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is
 _QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backslash: nothing to escape within quotes
 # A delivery all of whose words stand as they are: neither a space nor an equals sign is in them, so all are ours.
-_PLAIN_DELIVERY = re.compile(r"id=[!#-<>-~]{1,99} queue=[!#-<>-~]{1,99} to=<[!#-<>-~]{1,499}@[!#-<>?A-~]{1,499}>").fullmatch
+_PLAIN_DELIVERY = re.compile(
+    r"id=[!#-<>-~]{1,99} queue=[!#-<>-~]{1,99} to=<[!#-<>-~]{1,499}@[!#-<>?A-~]{1,499}>"
+).fullmatch
 _MOST_RECIPIENTS = 100
 
 

@@ -18,13 +18,13 @@ connection ends is a 4yz without ``mta``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from qmq.mail import Message, Octets, Reply
 from qmq.wire.replies import ProtocolError, ReplyParser
 from qmq.wire.smtp_envelope import Extensions, envelope_commands
 from qmq.wire.smtp_transaction import Stage, Transaction, known, refusal
-from qmq.wire.text import Stuffer, stuffed
+from qmq.wire.text import BrokenText, LongText, stuffed
 
 More = Callable[[], Message | None]
 Finished = list[tuple[Message, list[Reply]]]
@@ -39,8 +39,8 @@ class SMTPClientWire:
     """
 
     __slots__ = (
-        "_awaited", "_chunking", "_current", "_ending", "_finished", "_lmtp", "_more", "_offered", "_out", "_parser",
-        "_reset", "_stream", "_stuffer", "_unread", "_usual", "answered", "mta", "trouble",
+        "_awaited", "_chunking", "_current", "_ending", "_finished", "_lmtp", "_long", "_more", "_offered", "_out",
+        "_parser", "_reset", "_usual", "answered", "mta", "trouble",
     )  # fmt: skip
 
     # Texts in files, and any that is longer, wait for the answers to RCPT; shorter ones follow BDAT at once (RFC 3030).
@@ -64,35 +64,23 @@ class SMTPClientWire:
         self._ending: Transaction | None = None  # its text is on the way
         self._finished: Finished = []
         self._reset = False  # RSET must come before the next MAIL
-        self._stream: Iterator[bytes] | None = None  # the rest of a long text
-        self._stuffer: Stuffer | None = None  # for it; None: BDAT
-        self._unread = 0  # octets of it that BDAT announced
-        self._usual = b""  # how this server last took an envelope of one recipient: most say the same each time
+        self._long: LongText | None = None  # what has not left of it
+        self._usual: bytes | None = None  # how it last took an envelope of one recipient; most say the same each time
 
     # What the connection calls.
-
-    def send(self, message: Message) -> None:
-        """Begin; only while idle. A message that this server can't take is finished at once (see finished)."""
-        self._begin(message)
 
     def receive(self, data: bytes) -> Finished:
         """
         The messages finished by these bytes, oldest first, one reply per recipient.
 
-        With *trouble* set afterwards nothing is outstanding any more, and the
-        connection is of no use.
+        With *trouble* set afterwards nothing is outstanding any more, and the connection is of no use.
         """
         parser, awaited = self._parser, self._awaited
         # Only what left before these bytes came can be answered by them.
         expected = len(awaited)
-        alone = expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data and not parser.held
-        if alone and data == self._usual:
-            transaction = known(self._current)
-            transaction.taken = [0]
-            transaction.answered = 1
-            awaited.clear()
-            self.answered += _SINGLE
-            self._text(transaction)
+        single = expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data and not parser.held
+        if single and data == self._usual:
+            self._taken_as_usual(known(self._current))
             return self.finished()
         try:
             parser.receive(data)
@@ -111,9 +99,17 @@ class SMTPClientWire:
         except ProtocolError as error:
             self.trouble = Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}")
             self.abandon(self.trouble)
-        if alone and self._ending is not None and self._ending.taken and not parser.held and len(data) <= _USUAL_OCTETS:
+        if single and len(data) <= _USUAL_OCTETS and not parser.held and self._ending and self._ending.taken:
             self._usual = data
         return self.finished()
+
+    def _taken_as_usual(self, transaction: Transaction) -> None:
+        """Yes to MAIL, to its one RCPT and to DATA, known without being read."""
+        self._awaited.clear()
+        self.answered += _SINGLE
+        transaction.answered = 1
+        transaction.taken.append(0)
+        self._text(transaction)
 
     def finished(self) -> Finished:
         """The messages finished since the last call."""
@@ -125,39 +121,31 @@ class SMTPClientWire:
     def to_send(self) -> bytes:
         """What is to go out now: one write."""
         out = self._out
-        if len(out) == 1:
-            return out.pop()
+        if len(out) <= 1:
+            return out.pop() if out else b""
         data = b"".join(out)
         out.clear()
         return data
 
     def next_chunk(self) -> bytes:
         """The next piece of a long text, to be written before anything else; call while *streaming*."""
-        stream = self._stream
-        assert stream is not None
+        text = known(self._long)
         try:
-            chunk = next(stream, b"")
-        except OSError as error:
-            self._broken_text(f"cannot read the message's text: {error.strerror}")
+            piece = text.next_piece()
+        except BrokenText as error:
+            # Without its end the server must not keep what it has (RFC 5321 4.1.1.4).
+            self.trouble = Reply(451, "4.3.0", str(error))
+            self.abandon(self.trouble)
             return b""
-        if self._stuffer is not None:
-            if chunk:
-                return self._stuffer.feed(chunk)
-            self._out.append(self._stuffer.end())
-        elif chunk:
-            self._unread -= len(chunk)
-            if self._unread >= 0:
-                return chunk
-            self._broken_text("the message's text is longer than it was")
-            return b""
-        elif self._unread:
-            self._broken_text("the message's text is shorter than it was")
-            return b""
-        self._stream = None
-        if self._stuffer is not None:
+        if not text.over:
+            return piece
+        self._out.append(piece)
+        self._long = None
+        if text.stuffed:
             self._text_left(known(self._ending))
         else:
-            self._chunk_left(known(self._current))
+            known(self._current).sent = True
+            self._awaited.append(_chunk_end)
         return self.to_send()
 
     def abandon(self, reason: Reply) -> None:
@@ -167,7 +155,7 @@ class SMTPClientWire:
         Recipients that were answered keep their reply, the others get *reason*;
         it says so where the text had left and the truth may be otherwise.
         """
-        self._stream = None
+        self._long = None
         self._awaited.clear()
         self._out.clear()
         for transaction in (self._ending, self._current):
@@ -193,12 +181,12 @@ class SMTPClientWire:
     @property
     def streaming(self) -> bool:
         """Whether a long text waits to be taken by next_chunk."""
-        return self._stream is not None
+        return self._long is not None
 
     @property
     def stage(self) -> Stage:
         """What is waited for now."""
-        if self._stream is not None:
+        if self._long is not None:
             return Stage.TEXT
         if not self._awaited:
             return Stage.IDLE
@@ -206,7 +194,8 @@ class SMTPClientWire:
 
     # A transaction's beginning.
 
-    def _begin(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
+        """Begin; only while idle. A message that this server can't take is finished at once (see finished)."""
         offered = self._offered
         by_chunk = self._by_chunk(message)
         said: bytes | Reply
@@ -281,16 +270,7 @@ class SMTPClientWire:
 
     def _rcpt_answered(self, reply: Reply) -> None:
         transaction = known(self._current)
-        number = transaction.answered
-        transaction.answered = number + 1
-        if transaction.refusal is not None:
-            transaction.replies[number] = transaction.refusal
-            transaction.lost_way = transaction.lost_way or reply.ok
-        elif reply.ok:
-            transaction.taken.append(number)
-        else:
-            transaction.replies[number] = refusal(reply, "RCPT")
-        if transaction.answered < len(transaction.replies):
+        if not transaction.recipient_answered(reply):
             self._go_on(transaction)
         elif not self._awaited:
             self._envelope_answered(transaction)
@@ -323,13 +303,8 @@ class SMTPClientWire:
         transaction = known(self._ending)
         if not reply.ok:
             reply = refusal(reply, "the end of the data")
-        if self._lmtp:
-            for number in transaction.taken:
-                if transaction.replies[number] is None:
-                    transaction.replies[number] = reply
-                    break
-            if None in transaction.replies:
-                return
+        if self._lmtp and not transaction.end_answered(reply):
+            return
         self._finish(transaction, reply)
         if not self._offered.pipelining or not transaction.taken:
             self._next()
@@ -344,7 +319,7 @@ class SMTPClientWire:
 
     def _unasked(self, reply: Reply) -> None:
         transaction = self._ending or self._current
-        if self._stream is None or transaction is None or reply.code < 400:
+        if self._long is None or transaction is None or reply.code < 400:
             raise ProtocolError(f"a reply that nothing was asked for: {reply.code} {reply.text[:80]}")
         # Refused in the middle of the text: the refusal counts, but a text can't be broken off.
         self._finish(transaction, reply)
@@ -366,7 +341,7 @@ class SMTPClientWire:
         message = transaction.message
         data = message.body.data
         if data is None:
-            self._stuffer, self._stream = Stuffer(), message.chunks()
+            self._long = LongText(message.chunks())
             return
         self._out.append(stuffed(message.fields, data))
         self._text_left(transaction)
@@ -377,10 +352,11 @@ class SMTPClientWire:
         self._out.append(b"BDAT %d LAST\r\n" % message.size)
         data = message.body.data
         if data is None:
-            self._stuffer, self._stream, self._unread = None, message.chunks(), message.size
+            self._long = LongText(message.chunks(), message.size)
             return
         self._out += (message.fields, data)
-        self._chunk_left(transaction)
+        transaction.sent = True
+        self._awaited.append(_chunk_end)
 
     def _text_left(self, transaction: Transaction) -> None:
         transaction.sent = True
@@ -390,15 +366,6 @@ class SMTPClientWire:
             awaited.extend([_data_end] * (len(transaction.taken) - 1))
         if self._offered.pipelining:
             self._next()
-
-    def _chunk_left(self, transaction: Transaction) -> None:
-        transaction.sent = True
-        self._awaited.append(_chunk_end)
-
-    def _broken_text(self, why: str) -> None:
-        """The text can't be had whole. Without its end the server must not keep what it has (RFC 5321 4.1.1.4)."""
-        self.trouble = Reply(451, "4.3.0", why)
-        self.abandon(self.trouble)
 
     # A transaction's end.
 
@@ -412,12 +379,11 @@ class SMTPClientWire:
 
     def _next(self) -> None:
         while self.trouble is None and self._current is None and (message := self._more()) is not None:
-            self._begin(message)
+            self.send(message)
 
 
-# What awaits an answer in an envelope of one recipient: MAIL, RCPT and DATA.
+# An envelope of one recipient awaits so many answers: to MAIL, RCPT, DATA. Longer ones are not remembered.
 _SINGLE = 3
-# A server's three lines for it; longer ones are not remembered.
 _USUAL_OCTETS: Octets = 512
 
 _reset = SMTPClientWire._reset_answered

@@ -39,6 +39,27 @@ class Transaction:
         self.sent = False  # the text has left, or may have
         self.commands = _NONE  # without PIPELINING: those still to be said
 
+    def recipient_answered(self, reply: Reply) -> bool:
+        """The answer to the next RCPT; whether it was the last. Raises ProtocolError."""
+        number = self.answered
+        self.answered = number + 1
+        if self.refusal is not None:
+            self.replies[number] = self.refusal
+            self.lost_way = self.lost_way or reply.ok
+        elif reply.ok:
+            self.taken.append(number)
+        else:
+            self.replies[number] = refusal(reply, "RCPT")
+        return self.answered == len(self.replies)
+
+    def end_answered(self, reply: Reply) -> bool:
+        """LMTP's answer to the text, for the next recipient that was accepted; whether it was the last."""
+        for number in self.taken:
+            if self.replies[number] is None:
+                self.replies[number] = reply
+                break
+        return None not in self.replies
+
     def outcome(self, rest: Reply | None) -> list[Reply]:
         """A reply for each recipient; *rest* for those without one of their own."""
         if rest is None:

@@ -9,6 +9,7 @@ Whoever is generous here lets one message smuggle in another (VU#302671).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from qmq.mail import Octets
 
@@ -191,3 +192,41 @@ class Stuffer:
     def end(self) -> bytes:
         """The end mark, with a CRLF in front if the text's last line has none."""
         return b".\r\n" if self._line_start else b"\r\n.\r\n"
+
+
+class BrokenText(Exception):
+    """A text can't be had whole; why."""
+
+
+class LongText:
+    """
+    A text that goes out by pieces, as the server takes them.
+
+    *announced*: its octets, where they were told before (BDAT); None: its dots
+    are stuffed, and an end mark closes it (DATA). *over*: the last piece was given.
+    """
+
+    __slots__ = ("_chunks", "_stuffer", "_unread", "over", "stuffed")
+
+    def __init__(self, chunks: Iterator[bytes], announced: Octets | None = None) -> None:
+        self.over = False
+        self.stuffed = announced is None
+        self._chunks = chunks
+        self._stuffer = Stuffer()
+        self._unread = announced or 0
+
+    def next_piece(self) -> bytes:
+        """The next, until *over*. Raises BrokenText."""
+        try:
+            chunk = next(self._chunks, b"")
+        except OSError as error:
+            raise BrokenText(f"cannot read the message's text: {error.strerror}") from error
+        self.over = not chunk
+        if self.stuffed:
+            return self._stuffer.feed(chunk) if chunk else self._stuffer.end()
+        self._unread -= len(chunk)
+        if self._unread < 0:
+            raise BrokenText("the message's text is longer than it was")
+        if self.over and self._unread:
+            raise BrokenText("the message's text is shorter than it was")
+        return chunk

@@ -76,7 +76,7 @@ class LogTests(SynchronousTestCase):
             (b"a b", b"x.org", '"<a b@x.org>"'),
             (b"a=b", b"x.org", '"<a=b@x.org>"'),
             (b"a", "ö.org".encode(), '"<a@\\u00f6.org>"'),
-            (b"a\xff", b"x.org", '"<a\\\\xff@x.org>"'),
+            (b"a\xff", b"x.org", "<a\\xff@x.org>"),
             (b"a> queue=c", b"x", '"<a> queue=c@x>"'),
         ):
             self.written.clear()

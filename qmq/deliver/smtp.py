@@ -3,10 +3,9 @@ A connection to an SMTP or LMTP server: greeting, EHLO, STARTTLS, then message a
 
 The opening is a dialogue that waits for each answer, so a coroutine; what comes
 after is the wire's, and this protocol only carries bytes, long texts and
-reports. Time is kept by one deadline that somebody checks once a second for all
-connections (`check`): it moves when a whole reply has come or the server has
-taken a piece of a long text, never by single octets, so that dripping helps
-nobody.
+reports. Somebody checks once a second for all connections (`check`) how long ago
+there was progress: a whole reply, or a piece of a long text that the server has
+taken. Single octets are none, so that dripping helps nobody.
 """
 
 from __future__ import annotations

@@ -78,13 +78,18 @@ class SMTPClientWire:
         parser, awaited = self._parser, self._awaited
         # Only what left before these bytes came can be answered by them.
         expected = len(awaited)
-        single = expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data and not parser.held
-        if single and data == self._usual:
-            self._taken_as_usual(known(self._current))
-            return self.finished()
+        said = b""  # of an envelope
+        parser.receive(data)
         try:
-            parser.receive(data)
-            while (reply := parser.next_reply()) is not None:
+            while self.trouble is None:
+                if expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data:
+                    said = parser.unread
+                    if said == self._usual:
+                        parser.skip()
+                        self._taken_as_usual(known(self._current))
+                        return self.finished()
+                if (reply := parser.next_reply()) is None:
+                    break
                 self.answered += 1
                 if reply.code == 421:  # RFC 5321 3.8: the server closes the connection, whatever was asked
                     self.trouble = reply
@@ -93,14 +98,12 @@ class SMTPClientWire:
                     awaited.popleft()(self, reply)
                 else:
                     self._unasked(reply)
-                if self.trouble is not None:
-                    self.abandon(self.trouble)
-                    break
         except ProtocolError as error:
             self.trouble = Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}")
+        if self.trouble is not None:
             self.abandon(self.trouble)
-        if single and len(data) <= _USUAL_OCTETS and not parser.held and self._ending and self._ending.taken:
-            self._usual = data
+        if said and len(said) <= _USUAL_OCTETS and not parser.held and self._ending and self._ending.taken:
+            self._usual = said
         return self.finished()
 
     def _taken_as_usual(self, transaction: Transaction) -> None:
@@ -120,11 +123,8 @@ class SMTPClientWire:
 
     def to_send(self) -> bytes:
         """What is to go out now: one write."""
-        out = self._out
-        if len(out) <= 1:
-            return out.pop() if out else b""
-        data = b"".join(out)
-        out.clear()
+        data = b"".join(self._out)
+        self._out.clear()
         return data
 
     def next_chunk(self) -> bytes:

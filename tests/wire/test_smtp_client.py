@@ -86,6 +86,18 @@ class PipeliningTests(SynchronousTestCase):
         wire.send(message("a"))
         self.assertEqual(codes(wire.receive(b"250 ok\r\n550 no such user\r\n503 no recipients\r\n")), [[550]])
 
+    def test_same_words_behind_another_answer(self) -> None:
+        """So it is where they come behind the answer to the message in front, or in two pieces."""
+        yes = b"250 ok\r\n250 ok\r\n354 go\r\n"
+        wire = wire_for(PIPELINING, *(message("a", data=b"%d\r\n" % n) for n in range(1, 4)))
+        wire.send(message("a", data=b"0\r\n"))
+        wire.receive(yes)
+        for n in range(1, 4):
+            wire.to_send()
+            finished = wire.receive(b"250 taken as %d\r\n" % n + yes[: 7 * n]) + wire.receive(yes[7 * n :])
+            self.assertEqual(codes(finished), [[250]])
+            self.assertTrue(wire.to_send().startswith(b"%d\r\n.\r\n" % n))
+
     def test_same_words_in_another_place(self) -> None:
         """The same words are no yes to an envelope of two, nor behind half a reply, nor where nothing was asked."""
         yes = b"250 ok\r\n250 ok\r\n354 go\r\n"

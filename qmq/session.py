@@ -68,7 +68,7 @@ class Conduct:
     def __init__(self) -> None:
         self.early = False  # spoke before the banner
         self.failed_recipients = 0  # unknown to RECIPIENTS (SPAMCONTROL 2.10)
-        self.notorious = False  # its next DATA is its last command
+        self.notorious = False  # the tar pit's: its next DATA is its last command
         self.notes: dict[str, Any] = {}
 
 

@@ -60,7 +60,7 @@ class Taking:
         if letter.mail.body_type == b"BINARYMIME":
             return dialogue.refuse(say.NEEDS_BDAT)  # RFC 3030 3
         answer = self._at.policy.data(dialogue.session, letter.seen())
-        if isinstance(answer, Deferred):
+        if answer is not None and isinstance(answer, Deferred):
             return answer.addCallback(self._data_judged, letter)
         return self._data_judged(answer, letter)
 
@@ -144,7 +144,7 @@ class Taking:
         dialogue = self._dialogue
         dialogue.letter = None
         try:
-            message = letter.message(dialogue.session, self._at.trace, dialogue.opening)
+            message = letter.message(dialogue.arrival, self._at.trace)
         except OSError as error:
             return self._turned_down(letter, Fault(say.NO_SPACE, "Reject::DATA::No_Space", str(error)))
         answer = self._at.policy.message(dialogue.session, letter.seen(), message)

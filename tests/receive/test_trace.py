@@ -17,7 +17,7 @@ def session(**how):
 class ReceivedTests(SynchronousTestCase):
     def field(self, session, only=None, smtputf8=False):
         trace = Trace(b"mx.example", lambda: 0)
-        return trace.received(trace.opening(session), session, protocol(session, smtputf8=smtputf8), b"s-1f", only)
+        return trace.received(trace.begun(session, protocol(session, smtputf8=smtputf8)), b"s-1f", only)
 
     def test_form(self):
         """The field tells who, by whom, how, as what, for whom and when, and is folded."""

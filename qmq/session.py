@@ -90,6 +90,13 @@ class Session:
     environment: Environment = Environment()
     conduct: Conduct = field(default_factory=Conduct, compare=False, repr=False)
 
+    def named(self, helo: bytes, *, esmtp: bool) -> Session:
+        """The same client after its HELO or EHLO; what dataclasses.replace would make, at a fifth of its cost."""
+        return Session(
+            self.client, self.port, self.server, self.server_port, helo, esmtp, self.tls, self.user, self.relay,
+            self.host, self.number, self.environment, self.conduct,
+        )  # fmt: skip
+
 
 @value
 class Transaction:

@@ -180,9 +180,10 @@ class Dialogue:
         self.forget()
         if (said := self.talked(say.OK)) is not say.OK:
             return said
-        session = replace(self.session, helo=event.name, esmtp=event.extended)
-        self._is(replace(session, helo=b""))  # until it is taken
+        session = self.session.named(event.name, esmtp=event.extended)
         answer = self._policy.helo(session)
+        if answer is not None:
+            self._is(session.named(b"", esmtp=event.extended))  # until it is taken
         if isinstance(answer, Deferred):
             return answer.addCallback(self._hello_judged, session)
         return self._hello_judged(answer, session)

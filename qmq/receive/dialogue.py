@@ -275,9 +275,8 @@ class Dialogue:
             letter.refused = True
             return self.refused(_NOBODY_VOUCHED, letter, recipient)
         self.at.log.passed(self.session, letter.seen(), recipient, opinion.reason, opinion.info)
-        if recipient not in letter.recipients:  # a second time is a command like any other, and no second copy
+        if letter.add(recipient):  # a second time is a command like any other
             letter.judged(opinion)
-            letter.add(recipient)
         return self.later(say.RECIPIENT_OK, opinion.delay) if opinion.delay else say.RECIPIENT_OK
 
     def forget(self) -> None:

@@ -70,10 +70,12 @@ class Letter:
         self.commands += 1
         self._seen = None
 
-    def add(self, recipient: Address) -> None:
-        """One more recipient was accepted."""
+    def add(self, recipient: Address) -> bool:
+        """A recipient was accepted; false if it was before: that is no second copy."""
+        so_far = len(self.recipients)
         self.recipients[recipient] = None
         self._seen = None
+        return len(self.recipients) > so_far
 
     @property
     def only(self) -> Address | None:
@@ -106,7 +108,8 @@ class Letter:
         assert draft is not None
         if self._spoilt or (complete and self._lines is not None and not self._lines.end()):
             return Fault(NOT_LINES, "Reject::DATA::Bad_Line", NOT_LINES.text)
-        if draft.over and not complete:
+        over = draft.over
+        if over and not complete:
             return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
         if draft.trouble is not None:
             return Fault(NO_SPACE, "Reject::DATA::No_Space", str(draft.trouble))
@@ -116,7 +119,7 @@ class Letter:
         # A loop first, as in SPAMCONTROL 2.5: each turn makes the message longer.
         if header is not None and hops(header) >= most_hops:
             return Fault(LOOP, "Reject::SMTP::Toomany_Hops")
-        if draft.over:
+        if over:
             return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
         return Fault(HEADER_TOO_BIG, "Reject::DATA::Big_Header") if header is None else None
 

@@ -179,18 +179,16 @@ class Taking:
         if isinstance(replies, Failure):
             return replies
         envelope = message.envelope
-        taken = []
-        for recipient, reply in zip(envelope.recipients, replies, strict=True):
-            if reply.ok:
-                taken.append(recipient)
-            else:
-                log.refused(dialogue.session, letter.seen(), recipient, reply, "Reject::DATA::Next_Hop", reply.text)
-        if not taken:
-            return dialogue.refuse(_joint(replies))
-        queue_id = envelope.token.id
-        log.accepted(queue_id, dialogue.session, envelope.sender, taken, message.size)
+        taken = [recipient for recipient, reply in zip(envelope.recipients, replies, strict=True) if reply.code < 300]
+        if len(taken) < len(replies):
+            for recipient, reply in zip(envelope.recipients, replies, strict=True):
+                if not reply.ok:
+                    log.refused(dialogue.session, letter.seen(), recipient, reply, "Reject::DATA::Next_Hop", reply.text)
+            if not taken:
+                return dialogue.refuse(_joint(replies))
+        log.accepted(letter.id, dialogue.session, envelope.sender, taken, message.size)
         dialogue.rewarded()
-        return self._at.taken(queue_id)
+        return self._at.taken(letter.id)
 
 
 def _joint(replies: Replies) -> Reply:

@@ -18,7 +18,7 @@ _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 _NOT_A_NAME = re.compile(rb"[^A-Za-z0-9.:_\[\]-]")
 _NOT_A_COMMENT = re.compile(r"[^A-Za-z0-9._ -]")
-_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_NO_CONTROLS = bytes(ord("?") if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
 _WORDS = 8  # of one session; what a stranger's checker makes up is not worth remembering
 
 
@@ -96,7 +96,7 @@ class Trace:
         *only* is the recipient if there is but one: more would tell each of the
         others (RFC 5321 7.2).
         """
-        to = b"\r\n\tfor <%s>" % _CONTROL.sub(b"?", path(only)) if only is not None else b""
+        to = b"\r\n\tfor <%s>" % path(only).translate(_NO_CONTROLS) if only is not None else b""
         return b"%s%s%s;\r\n\t%s\r\n" % (begun, token_id, to, self.date())
 
     def date(self) -> bytes:

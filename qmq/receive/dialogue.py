@@ -79,9 +79,8 @@ class Dialogue:
 
     def greet(self) -> Said:
         """The banner; or a refusal, and the end."""
-        if isinstance(self._who, Deferred):
-            return self._who.addCallback(self._known)
-        return self._known(self._who)
+        who = self._who
+        return self._known(who) if isinstance(who, Session | Deny) else who.addCallback(self._known)
 
     def early(self) -> None:
         """The client speaks before it was greeted."""
@@ -100,7 +99,7 @@ class Dialogue:
         session.conduct.early = session.conduct.early or self.session.conduct.early
         self._is(session)
         answer = self._policy.connection(session)
-        if isinstance(answer, Deferred):
+        if answer is not None and isinstance(answer, Deferred):
             return answer.addCallback(self._connection_judged)
         return self._connection_judged(answer)
 
@@ -184,8 +183,8 @@ class Dialogue:
         answer = self._policy.helo(session)
         if answer is not None:
             self._is(session.named(b"", esmtp=event.extended))  # until it is taken
-        if isinstance(answer, Deferred):
-            return answer.addCallback(self._hello_judged, session)
+            if isinstance(answer, Deferred):
+                return answer.addCallback(self._hello_judged, session)
         return self._hello_judged(answer, session)
 
     def _hello_judged(self, opinion: Opinion, session: Session) -> Said:

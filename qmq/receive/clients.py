@@ -30,7 +30,7 @@ from qmq.dns.system import SystemFile, read_hosts
 from qmq.mail import Octets, Reply, Seconds, value
 from qmq.rules import tcprules
 from qmq.rules.environment import Raw, environment, merged
-from qmq.rules.nets import Net, Nets, parsed
+from qmq.rules.nets import Net, Nets, loopback
 from qmq.rules.tcprules import NO_RULES, Rule
 from qmq.rules.watched import Files
 from qmq.session import Environment, Session
@@ -189,7 +189,7 @@ class Clients:
         """What a client is called, at once if that is known."""
         if not ip or self._layers.reverse == "no":
             return _Name(UNKNOWN, sure=False, expires=0)
-        if not self._layers.loopback_by_dns and parsed(ip).is_loopback:
+        if not self._layers.loopback_by_dns and loopback(ip):
             names = self._hosts.content().names.get(ip)
             return _Name(names[0] if names else UNKNOWN, sure=bool(names), expires=0)
         known = self._names.get(ip)

@@ -21,6 +21,12 @@ def parsed(ip: str) -> IPv4Address | IPv6Address:
     return ip_address(ip)
 
 
+@lru_cache(maxsize=4096)
+def loopback(ip: str) -> bool:
+    """Whether it is this machine's own (RFC 6890); raises ValueError if it is no address."""
+    return parsed(ip).is_loopback
+
+
 class Nets(Generic[T]):
     """
     Values by network; of two for the same one the first counts.

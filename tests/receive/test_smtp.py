@@ -272,6 +272,17 @@ class StartTLSTests(ListenerCase):
         client.conversation.handshakeCompleted()
         self.assertEqual(client.codes(b"RCPT TO:<b@ours.example>", b"DATA"), ["503", "503"])
 
+    def test_no_name_after(self):
+        """A name that was said in the clear is in no Received field of what comes by TLS."""
+        client = self.client(context="context")
+        client.say(HELLO, b"STARTTLS")
+        client.conversation.handshakeCompleted()
+
+        client.say(*LETTER[1:])
+        client.send(ENDED)
+
+        self.assertIn(b"Received: from unknown (", self.hop.sent[0][1])
+
     def test_in_transaction(self):
         """STARTTLS in a transaction forgets it."""
         client = self.client(context="context")

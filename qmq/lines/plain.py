@@ -60,10 +60,14 @@ def _bytes(raw: bytes) -> str:
 
 
 def _mailbox(address: Address) -> str:
-    return _bytes(b"<" + bytes(address) + b">")
+    domain = address.domain
+    raw = b"<%b@%b>" % (address.local, domain) if domain else b"<%b>" % address.local
+    return _text(raw.decode("utf-8", "backslashreplace"))
 
 
 def _mailboxes(recipients: Sequence[Address]) -> str:
+    if len(recipients) == 1:
+        return f"recipients=1 to={_mailbox(recipients[0])}"
     some = ",".join(map(_mailbox, recipients[:_MOST_RECIPIENTS]))
     return f"recipients={len(recipients)} to={some}"
 
@@ -74,16 +78,19 @@ def _answer(reply: Reply) -> str:
     return f"{words} mta={_known(reply.mta)}{tls}" if reply.mta else words
 
 
-def _client(session: Session) -> str:
-    tls = f" tls={_text(session.tls)}" if session.tls else ""
-    user = f" user={_bytes(session.user)}" if session.user else ""
-    return f"client={_text(session.client)} helo={_bytes(session.helo)}{tls}{user}"
+# What a session says again and again, and the next one of the same client.
+@lru_cache(maxsize=1024)
+def _client(client: str, helo: bytes, tls: str, user: bytes) -> str:
+    with_tls = f" tls={_text(tls)}" if tls else ""
+    as_user = f" user={_bytes(user)}" if user else ""
+    return f"client={_text(client)} helo={_bytes(helo)}{with_tls}{as_user}"
 
 
 def accepted(id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets) -> str:
     """The primary said 250."""
+    client = _client(session.client, session.helo, session.tls, session.user)
     return (
-        f"accepted id={_bytes(id)} session={session.number} {_client(session)} from={_mailbox(sender)}"
+        f"accepted id={_bytes(id)} session={session.number} {client} from={_mailbox(sender)}"
         f" {_mailboxes(recipients)} size={size}"
     )
 

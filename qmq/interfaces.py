@@ -17,7 +17,7 @@ from twisted.plugin import IPlugin
 from zope.interface import Attribute, Interface
 
 from qmq.mail import Address, Body, Entry, Message, Octets, Reply, Seconds, Token
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 Answer = Verdict | None | Awaitable[Verdict | None]
 
@@ -207,6 +207,22 @@ class IMessageChecker(Interface):
 
 class IBlocking(Interface):
     """A mark: the checker's plain methods may block. They are called in threads of its own, never in the reactor's."""
+
+
+class ISelective(Interface):
+    """
+    What a checker may provide beside: which clients it has nothing to say of.
+
+    It is not asked of those, then, nor counted for them. Without it, it is asked of all.
+    """
+
+    def concerns(environment: Environment, phase: str) -> bool:
+        """
+        Whether it may have anything to say of clients with these settings, in the *phase* whose method is so called.
+
+        Asked now and then for all whom the same rule covers, and remembered: so
+        nothing but *environment*, and what never changes, may decide it.
+        """
 
 
 class ICheckerFactory(IPlugin):

@@ -36,6 +36,7 @@ _PIECE: Octets = 4096
 _TAI = 2**62 + 10
 
 Write = Callable[[bytes], None]
+_Fact = tuple[Seconds, Callable[..., str], tuple[Any, ...]]  # when, how it is written, and what is to be said
 
 
 class EventLog:
@@ -71,7 +72,7 @@ class EventLog:
         self._lines = lines
         self._delay = delay
         self._room = room
-        self._facts: list[tuple[Seconds, Callable[..., str], tuple[Any, ...]]] = []
+        self._facts: list[_Fact] = []
         self._waiting = b""  # written in part, or not at all, by a write that would have blocked
         self._owned_up = 0  # how many of *dropped* the log itself knows of
         self._timer: IDelayedCall | None = None
@@ -172,14 +173,13 @@ class EventLog:
         facts = self._facts
         if len(self._waiting) < self._room:
             self._facts = []
-            batch = self._waiting + "".join([self._line(*fact) for fact in facts]).encode("ascii")
+            batch = self._waiting + self._text(facts)
         else:
             batch = self._waiting
         self._waiting = b""
         if self.dropped > self._owned_up:
-            batch += self._line(
-                self._wall(), self._form.warning, (f"{self.dropped} log lines dropped until now",)
-            ).encode()
+            told = f"{self.dropped} log lines dropped until now"
+            batch += self._text([(self._wall(), self._form.warning, (told,))])
             self._owned_up = self.dropped
         again = bool(self._facts)
         try:
@@ -194,14 +194,19 @@ class EventLog:
         if again:
             self._timer = self._clock.callLater(self._delay, self.flush)
 
-    def _line(self, at: Seconds, render: Callable[..., str], facts: tuple[Any, ...]) -> str:
-        second = int(at)
-        if self._tai64n:
-            return f"@{_TAI + second:016x}{int((at - second) * 1e9):08x} {render(*facts)}\n"
-        if second != self._second:
-            self._second = second
-            self._date = self._form.OPEN + time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._date}.{int(at * 1000) % 1000:03d}{self._form.THEN}{render(*facts)}{self._form.CLOSE}"
+    def _text(self, facts: Sequence[_Fact]) -> bytes:
+        """These facts as lines."""
+        form, lines = self._form, []
+        for at, render, of in facts:
+            second = int(at)
+            if self._tai64n:
+                lines.append(f"@{_TAI + second:016x}{int((at - second) * 1e9):08x} {render(*of)}\n")
+                continue
+            if second != self._second:
+                self._second = second
+                self._date = form.OPEN + time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            lines.append(f"{self._date}.{int(at * 1000) % 1000:03d}{form.THEN}{render(*of)}{form.CLOSE}")
+        return "".join(lines).encode("ascii")
 
 
 def to_descriptor(fd: int) -> Write:

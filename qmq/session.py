@@ -68,7 +68,7 @@ class Conduct:
     def __init__(self) -> None:
         self.early = False  # spoke before the banner
         self.failed_recipients = 0  # unknown to RECIPIENTS (SPAMCONTROL 2.10)
-        self.notorious = False  # its next DATA is its last command
+        self.notorious = False  # the tar pit's: its next DATA is its last command
         self.notes: dict[str, Any] = {}
 
 
@@ -89,6 +89,13 @@ class Session:
     number: int = 0  # counts connections; what the process id was to qmail-smtpd's log
     environment: Environment = Environment()
     conduct: Conduct = field(default_factory=Conduct, compare=False, repr=False)
+
+    def named(self, helo: bytes, *, esmtp: bool) -> Session:
+        """The same client after its HELO or EHLO; what dataclasses.replace would make, at a fifth of its cost."""
+        return Session(
+            self.client, self.port, self.server, self.server_port, helo, esmtp, self.tls, self.user, self.relay,
+            self.host, self.number, self.environment, self.conduct,
+        )  # fmt: skip
 
 
 @value

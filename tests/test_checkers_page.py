@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.dns.query import DNSTrouble, NoSuchDomain
-from qmq.interfaces import IBlocking
+from qmq.interfaces import IBlocking, IRecipientChecker, ISelective
 from qmq.testing import Client, make
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "checkers.md"
@@ -23,7 +23,8 @@ class PageTests(SynchronousTestCase):
         sys.modules[MODULE] = self.page
         self.addCleanup(sys.modules.pop, MODULE)
         names = vars(self.page)
-        names.update(NoSuchDomain=NoSuchDomain, DNSTrouble=DNSTrouble, IBlocking=IBlocking, NoWords=frozenset)
+        names.update(NoSuchDomain=NoSuchDomain, DNSTrouble=DNSTrouble, NoWords=frozenset)
+        names.update(IBlocking=IBlocking, IRecipientChecker=IRecipientChecker, ISelective=ISelective)
         for block in self.blocks:
             exec(compile(block, str(PAGE), "exec"), names)
 

@@ -66,6 +66,23 @@ class LogTests(SynchronousTestCase):
 
         self.assertIn('mta="mx (192.0.2.2)" tls="TLSv1.3 X verified"\n', self.line(log))
 
+    def test_odd_addresses(self) -> None:
+        """A recipient with no domain, or with anything that is not plain, is written so that no stranger forges a field."""
+        log = self.log()
+        for local, domain, told in (
+            (b"postmaster", b"", "<postmaster>"),
+            (b"a@b", b"", "<a@b>"),
+            (b"a@b", b"x.org", "<a@b@x.org>"),
+            (b"a b", b"x.org", '"<a b@x.org>"'),
+            (b"a=b", b"x.org", '"<a=b@x.org>"'),
+            (b"a", "ö.org".encode(), '"<a@\\u00f6.org>"'),
+            (b"a\xff", b"x.org", "<a\\xff@x.org>"),
+            (b"a> queue=c", b"x", '"<a> queue=c@x>"'),
+        ):
+            self.written.clear()
+            log.delivered(b"q", "customer1", Address(local, domain), OK, 1)
+            self.assertIn(f"id=q queue=customer1 to={told} delay=1.0 ", self.line(log))
+
     def test_all_facts(self) -> None:
         """Each fact is one line: SPAMCONTROL's at the front door, else its name and fields by name."""
         log = self.log()

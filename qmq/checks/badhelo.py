@@ -15,13 +15,13 @@ from zope.interface import implementer
 
 from qmq.dns.existence import has_address, has_exchanger
 from qmq.dns.query import DNSTrouble
-from qmq.interfaces import Answer, ICheckerFactory, IHeloChecker, IRecipientChecker
+from qmq.interfaces import Answer, ICheckerFactory, IHeloChecker, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply
 from qmq.receive.context import Context
 from qmq.rules.badmailfrom import UNKNOWN
 from qmq.rules.watched import BadLine, Watched, lines
 from qmq.rules.wildmat import Rules, Walk, plain
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _REFUSED = Reply(550, "5.7.1", "sorry, I don't accept mail from hosts with that HELO/EHLO greeting")
 _LATER = Reply(451, "4.3.0", "DNS has no answer for your HELO/EHLO greeting now, try again later")
@@ -70,13 +70,17 @@ def read_badhelo(path: str) -> BadHelo:
     return BadHelo(lines(path), path)
 
 
-@implementer(IHeloChecker, IRecipientChecker)
+@implementer(IHeloChecker, IRecipientChecker, ISelective)
 class BadHeloCheck:
     """Judges a name at HELO by *rules* and *resolver* (qmq.dns.resolver.Resolver), and its absence at RCPT."""
 
     def __init__(self, rules: Watched[BadHelo], resolver: Any) -> None:
         self._rules = rules
         self._resolver = resolver
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom HELOCHECK is set."""
+        return environment.helocheck is not None
 
     def helo(self, session: Session) -> Answer:
         """A refusal, or a deferral while DNS has no answer; each HELO is judged afresh (SPAMCONTROL 2.20, 10)."""

@@ -26,10 +26,11 @@ _REFUSED = Reply(553, "5.7.1", "sorry, your envelope recipient is in my badrcptt
 class BadRcptTo:
     """The rules of one file; *path* is for complaints. Raises BadLine."""
 
-    __slots__ = ("_listed", "_walk")
+    __slots__ = ("_listed", "_walk", "empty")
 
     def __init__(self, rules: Rules, path: str) -> None:
         rules = tuple(rules)
+        self.empty = not rules  # nobody is refused
         self._listed = frozenset(line.lower() for _, line in rules if not line.startswith(b"!"))
         self._walk = Walk(rules, path)
 
@@ -54,7 +55,8 @@ class BadRcptToCheck:
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict | None:
         """A refusal."""
-        if not self._rules.now().refuses(recipient):
+        rules = self._rules.now()
+        if rules.empty or not rules.refuses(recipient):
             return None
         return Verdict(reply=session.environment.worded(_REFUSED, "REPLY_BADRCPTTO"), reason="Reject::RCPT::Bad_Rcptto")
 

@@ -43,10 +43,10 @@ class DataBytes:
     def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict | None:
         """By what came, for all of its recipients; our own fields do not count."""
         size = message.body.size
-        verdict = self._judge(session, size)
-        if verdict is None and any(self._exceeds(size, recipient) for recipient in transaction.recipients):
-            return _too_big(session.environment)
-        return verdict
+        for recipient in transaction.recipients:
+            if self._exceeds(size, recipient):
+                return _too_big(session.environment)
+        return self._judge(session, size)
 
     def _judge(self, session: Session, size: Octets) -> Verdict | None:
         environment = session.environment

@@ -19,12 +19,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qmq.dns.query import DNSTrouble, NoData, NoSuchDomain
-from qmq.interfaces import ICheckerFactory, IConnectionChecker
+from qmq.interfaces import ICheckerFactory, IConnectionChecker, ISelective
 from qmq.mail import Reply, Seconds, value
 from qmq.rules import blocklists
 from qmq.rules import options as said
 from qmq.rules.blocklists import DNSList, NoAnswer
-from qmq.session import Session, Verdict
+from qmq.session import Environment, Session, Verdict
 
 _REASON = "Reject::SNDR::Blocklisted"
 _INFORMED = "Info::SNDR::Blocklisted"
@@ -47,7 +47,7 @@ class Manner:
     private: bool = False  # ask for addresses that no public list knows
 
 
-@implementer(IConnectionChecker)
+@implementer(IConnectionChecker, ISelective)
 class DNSBL:
     """Asks *lists* about each client, and judges in this *manner*."""
 
@@ -57,6 +57,10 @@ class DNSBL:
         self._clock = clock
         self._lists = lists
         self._manner = manner
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """All, if there are lists; else those for whom RBLSMTPD is set."""
+        return bool(self._lists) or environment.rblsmtpd is not None
 
     def connection(self, session: Session) -> Verdict | Awaitable[Verdict | None] | None:
         """A refusal, which is held until RCPT; or header fields; or nothing."""

@@ -15,10 +15,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IConnectionChecker
+from qmq.interfaces import ICheckerFactory, IConnectionChecker, ISelective
 from qmq.mail import Reply, Seconds
 from qmq.rules import options as said
-from qmq.session import Session, Verdict
+from qmq.session import Environment, Session, Verdict
 
 # All the patience that RFC 5321 4.5.3.2.1 asks of a client.
 _LONGEST: Seconds = 300
@@ -31,7 +31,7 @@ _EARLY = Verdict(
 )
 
 
-@implementer(IConnectionChecker)
+@implementer(IConnectionChecker, ISelective)
 class GreetDelay:
     """
     Holds the banner back for as long as the client's GREETDELAY says, else for *delay* seconds.
@@ -50,17 +50,24 @@ class GreetDelay:
         self._relay = relay
         self._waiting = 0
 
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients who are to wait."""
+        return self._wanted(environment) > 0
+
     def connection(self, session: Session) -> Verdict | Awaitable[Verdict | None] | None:
         """A refusal of who was early; None at once if there is nothing to wait for."""
-        environment = session.environment
-        delay = environment.greetdelay
-        if not delay and (not self._delay or "GREETDELAY" in environment.variables):
-            return None
-        if environment.rblsmtpd is not None or (session.relay and not self._relay):
+        delay = self._wanted(session.environment)
+        if not delay or (session.relay and not self._relay):
             return None
         if self._waiting >= self._most_waiting:
             return _judge(session)
-        return self._wait(session, min(delay or self._delay, _LONGEST))
+        return self._wait(session, min(delay, _LONGEST))
+
+    def _wanted(self, environment: Environment) -> Seconds:
+        """How long clients with these settings are to wait; 0: not at all."""
+        if environment.rblsmtpd is not None:
+            return 0
+        return environment.greetdelay or (0 if "GREETDELAY" in environment.variables else self._delay)
 
     async def _wait(self, session: Session, delay: Seconds) -> Verdict | None:
         self._waiting += 1

@@ -22,14 +22,14 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISenderChecker
+from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISelective, ISenderChecker
 from qmq.mail import NULL_SENDER, Address, Reply
 from qmq.receive.context import Context
 from qmq.rules.cdb import CDB
 from qmq.rules.hosts import Hosts
 from qmq.rules.mailfrom import MailFromRules, allows, read_mailfromrules
 from qmq.rules.watched import Watched
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _REFUSED = Reply(553, "5.7.1", "sorry, invalid sender address specified")
 _VERIFIED = Verdict(reason="Accept::ORIG::Local_Sender", protocol=b"M")
@@ -38,7 +38,7 @@ _VERIFIED_RECIPIENT = Verdict(reason="Accept::ORIG::Local_Sender")
 Rules = Watched[MailFromRules | CDB | None]
 
 
-@implementer(ISenderChecker, IRecipientChecker)
+@implementer(ISenderChecker, IRecipientChecker, ISelective)
 class LocalMFCheck:
     """
     Verifies a sender at MAIL, and says so at each RCPT.
@@ -50,6 +50,10 @@ class LocalMFCheck:
     def __init__(self, hosts: Hosts, rules: tuple[Rules, Rules]) -> None:
         self._hosts = hosts
         self._rules = rules
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom LOCALMFCHECK is set."""
+        return environment.localmfcheck is not None
 
     def sender(self, session: Session, transaction: Transaction) -> Verdict | None:
         """A refusal, or the letter M; raises OSError if a cdb file is damaged: nothing is taken."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IRecipientChecker
+from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply
 from qmq.rules import options as said
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 # RFC 5321 4.5.3.1.10: the client sends the message to those accepted, and comes again for the others.
 _TOO_MANY = Verdict(
@@ -18,9 +18,13 @@ _TOO_MANY = Verdict(
 )  # fmt: skip
 
 
-@implementer(IRecipientChecker)
+@implementer(IRecipientChecker, ISelective)
 class MaxRecipients:
     """Defers recipients behind so many RCPT commands of a transaction, refused ones counted too."""
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom MAXRECIPIENTS is set."""
+        return environment.maxrecipients > 0
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict | None:
         """By the client's MAXRECIPIENTS; 0: any number."""

@@ -16,12 +16,12 @@ from zope.interface import implementer
 
 from qmq.dns.existence import takes_mail
 from qmq.dns.query import DNSTrouble
-from qmq.interfaces import Answer, ICheckerFactory, ISenderChecker
+from qmq.interfaces import Answer, ICheckerFactory, ISelective, ISenderChecker
 from qmq.mail import Reply
 from qmq.receive.context import Context
 from qmq.rules.badmailfrom import NOBODY, BadMailFrom, read_badmailfrom
 from qmq.rules.watched import Watched
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _REFUSED = Reply(553, "5.7.1", "sorry, your envelope sender domain must exist")
 _REASON = "Reject::ORIG::DNS_MF"
@@ -33,13 +33,17 @@ _UNKNOWN = Verdict(
 )
 
 
-@implementer(ISenderChecker)
+@implementer(ISenderChecker, ISelective)
 class MFDNSCheck:
     """Asks *resolver* (qmq.dns.resolver.Resolver) at MAIL; *rules* exempt."""
 
     def __init__(self, resolver: Any, rules: Watched[BadMailFrom]) -> None:
         self._resolver = resolver
         self._rules = rules
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom MFDNSCHECK is set."""
+        return environment.mfdnscheck
 
     def sender(self, session: Session, transaction: Transaction) -> Answer:
         """A refusal, or a deferral while DNS has no answer."""

@@ -22,13 +22,13 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from qmq.commands import OPTIONS, Commands, from_options, strange
-from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker
+from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, ISelective
 from qmq.mail import Message
 from qmq.receive.context import Context
 from qmq.rules.filters import deferred, refused, surroundings
 from qmq.rules.mime import Walk, steps
 from qmq.rules.options import known
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 from qmq.slices import sliced
 
 _log = Logger()
@@ -44,7 +44,7 @@ class _Deaf:
         """It goes on."""
 
 
-@implementer(IMessageChecker)
+@implementer(IMessageChecker, ISelective)
 class QHPSI:
     """
     Has messages scanned.
@@ -60,12 +60,14 @@ class QHPSI:
         self._command = command
         self.limit = commands.time + 10  # there is base64 to be looked for, and a file to be written
 
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom there is a scanner."""
+        return bool(self._scanner(environment))
+
     def message(self, session: Session, transaction: Transaction, message: Message) -> Answer:
         """A refusal of what is infected, 451 if that cannot be found out, or nothing."""
         settings = session.environment
-        command = settings.qhpsi
-        if command is None and "QHPSI" not in settings.variables:  # set to nothing is off
-            command = self._command
+        command = self._scanner(settings)
         if not command:
             return None
         size = message.size
@@ -79,6 +81,11 @@ class QHPSI:
             if not look and not seen:
                 return None
         return self._scan(session, message, command, look=look)
+
+    def _scanner(self, settings: Environment) -> str | None:
+        command = settings.qhpsi
+        # Set to nothing is off.
+        return self._command if command is None and "QHPSI" not in settings.variables else command
 
     async def _scan(self, session: Session, message: Message, command: str, *, look: bool) -> Verdict | None:
         if look:

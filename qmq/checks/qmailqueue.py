@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from zope.interface import implementer
 
 from qmq.commands import OPTIONS, Commands, from_options, strange
-from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker
+from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, ISelective
 from qmq.mail import Message, Reply
 from qmq.receive.context import Context
 from qmq.rules.filters import deferred, queue_envelope, refused, surroundings
 from qmq.rules.options import known
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 # By exit code: the log's condition, and what stands between its quotes.
 _CONTENT = {
@@ -33,7 +33,7 @@ _VIRUS = 32
 _REFUSED = Reply(554, "5.3.0", "this message is refused")
 
 
-@implementer(IMessageChecker)
+@implementer(IMessageChecker, ISelective)
 class QmailQueue:
     """Asks the filter that QMAILQUEUE of the client names, else *command*."""
 
@@ -42,13 +42,19 @@ class QmailQueue:
         self._command = command
         self.limit = commands.time + 5
 
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom there is a filter."""
+        return bool(self._filter(environment))
+
     def message(self, session: Session, transaction: Transaction, message: Message) -> Answer:
         """A refusal, 451, or nothing."""
-        settings = session.environment
-        command = settings.qmailqueue
-        if command is None and "QMAILQUEUE" not in settings.variables:  # set to nothing is off
-            command = self._command
+        command = self._filter(session.environment)
         return self._ask(session, message, command) if command else None
+
+    def _filter(self, settings: Environment) -> str | None:
+        command = settings.qmailqueue
+        # Set to nothing is off.
+        return self._command if command is None and "QMAILQUEUE" not in settings.variables else command
 
     async def _ask(self, session: Session, message: Message, command: str) -> Verdict | None:
         feeds: dict[int, bytes | Iterable[bytes]] = {0: message.chunks(), 1: queue_envelope(message)}

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, IRecipientChecker
+from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, IRecipientChecker, ISelective
 from qmq.mail import Address, Message, Octets, Reply, Seconds
 from qmq.receive.context import Context, Owner
 from qmq.rules.filters import deferred, refused
 from qmq.rules.options import choice, count, known, seconds
 from qmq.rules.spamdomains import Thresholds, read_thresholds
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 from qmq.spamd import Spamd, SpamdTrouble, endpoint
 
 _log = Logger()
@@ -44,7 +44,7 @@ _OPTIONS = {
 }
 
 
-@implementer(IRecipientChecker, IMessageChecker)
+@implementer(IRecipientChecker, IMessageChecker, ISelective)
 class SpamDomains:
     """
     Refuses messages whose score reaches the recipients' threshold.
@@ -68,6 +68,10 @@ class SpamDomains:
         self._relay = relay
         self._header = header
         self.limit = time + 5
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """All, if there is a spamd."""
+        return self._spamd is not None
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict | None:
         """452 for whom another threshold counts than for those accepted before."""

@@ -17,10 +17,10 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IDataChecker, IRecipientChecker
+from qmq.interfaces import ICheckerFactory, IDataChecker, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply
 from qmq.rules import options as said
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _TOO_MANY = Verdict(
     reply=Reply(452, "4.5.3", "sorry, too many recipients that do not exist"), reason="Reject::RCPT::Toomany_Rcptto"
@@ -34,7 +34,7 @@ _NOTORIOUS = Verdict(
 _MARK = 999
 
 
-@implementer(IRecipientChecker, IDataChecker)
+@implementer(IRecipientChecker, IDataChecker, ISelective)
 class Tarpit:
     """
     Holds back the answers of at most *sleepers* sessions at once; if the pit is full others are answered at once.
@@ -47,6 +47,10 @@ class Tarpit:
         self._clock = clock
         self._most = sleepers
         self.sleepers = 0
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom TARPITCOUNT is set: of others nobody is notorious."""
+        return environment.tarpitcount > 0
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict | None:
         """A refusal, or a delay."""

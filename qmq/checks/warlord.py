@@ -17,7 +17,7 @@ from typing import TypeVar
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker
+from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, ISelective
 from qmq.mail import Message, Octets
 from qmq.receive.context import Context
 from qmq.rules.filters import refused
@@ -25,7 +25,7 @@ from qmq.rules.mime import DEPTH, PARTS, Walk, steps
 from qmq.rules.options import choice, count, known
 from qmq.rules.signatures import LOADERS, TYPES, Hunt, Loaders, Signatures, read_loaders, read_types
 from qmq.rules.watched import Watched
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 from qmq.slices import sliced
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ _OPTIONS = {
 }
 
 
-@implementer(IMessageChecker)
+@implementer(IMessageChecker, ISelective)
 class Warlord:
     """
     Looks into the base64 of messages, as BADMIMETYPE and BADLOADERTYPE of the client say.
@@ -66,6 +66,10 @@ class Warlord:
         self._depth = depth
         self._parts = parts
         self._lenient = lenient  # what is beyond depth and parts passes
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients for whom BADMIMETYPE or BADLOADERTYPE is set."""
+        return environment.badmimetype is not None or environment.badloadertype is not None
 
     def message(self, session: Session, transaction: Transaction, message: Message) -> Answer:
         """A refusal, or nothing."""

@@ -251,6 +251,8 @@ class Conf:
     def instance_for(self, domain: bytes) -> Instance | None:
         """Whose mail for *domain* (lower case) is; an empty one is this gateway's own."""
         owners = self._owners
+        if domain and (instance := owners.get(domain)) is not None:  # as most are
+            return instance
         for key in walk(domain or self.general.me.encode()):
             if (instance := owners.get(key)) is not None:
                 return instance
@@ -259,7 +261,7 @@ class Conf:
     def accepts(self, domain: bytes) -> bool:
         """Whether anybody may send to *domain* (qmail's rcpthosts); relay clients may send to all."""
         accepted = self._accepted
-        return not domain or any(key in accepted for key in walk(domain))
+        return not domain or domain in accepted or any(key in accepted for key in walk(domain))
 
     def says(self, domain: bytes) -> bool:
         """Whether conf-qmq itself lets anybody send to *domain*, whatever control/rcpthosts says by now."""

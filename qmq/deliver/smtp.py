@@ -3,10 +3,9 @@ A connection to an SMTP or LMTP server: greeting, EHLO, STARTTLS, then message a
 
 The opening is a dialogue that waits for each answer, so a coroutine; what comes
 after is the wire's, and this protocol only carries bytes, long texts and
-reports. Time is kept by one deadline that somebody checks once a second for all
-connections (`check`): it moves when a whole reply has come or the server has
-taken a piece of a long text, never by single octets, so that dripping helps
-nobody.
+reports. Somebody checks once a second for all connections (`check`) how long ago
+there was progress: a whole reply, or a piece of a long text that the server has
+taken. Single octets are none, so that dripping helps nobody.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ class SMTPConnection(Protocol):
         self.offered = Extensions()
         self.ready: Deferred[SMTPConnection] = Deferred(self._given_up)
         self._clock = clock
+        self._seconds = clock.seconds
         self._work = work
         self._manner = manner
         self._gone = gone
@@ -68,12 +68,12 @@ class SMTPConnection(Protocol):
         self._wire: SMTPClientWire | None = None  # once ready
         self._write: Callable[[bytes], None]
         self._left = manner.messages
-        self._answered = 0  # the wire's count of replies when the deadline was last moved
-        self._fresh = 0  # likewise when the last message was begun on the idle connection
+        self._fresh = 0  # the wire's count of replies when the last message was begun on the idle connection
         self._producing = False
         self._closing = False  # asked to close when nothing is outstanding
         self._over = False  # reported as lost; nothing more is sent
-        self._deadline = clock.seconds() + manner.command_seconds
+        self._since = clock.seconds()  # the last progress; by `check` the server's time is counted from then
+        self._limit = manner.command_seconds  # of that time, except while messages are under way
 
     # IConnection
 
@@ -90,8 +90,8 @@ class SMTPConnection(Protocol):
         if wire.idle:  # refused here, for what the server does not offer
             self._clock.callLater(0, self._go_on, wire, wire.finished())
             return
-        self._flush(wire)
-        self._wait(wire)
+        self._write(wire.to_send())
+        self._since = self._seconds()
 
     def close(self) -> None:
         """End in order (QUIT) if idle, at once if no text has left whole, else after what is outstanding."""
@@ -110,9 +110,9 @@ class SMTPConnection(Protocol):
 
     def check(self, now: Seconds) -> None:
         """Act if the server's time, or an idle connection's, is over by *now* (the clock's seconds)."""
-        if now < self._deadline:
-            return
         wire = self._wire
+        if now - self._since < (self._limit if wire is None or self._over else self._patience(wire)):
+            return
         if self._over:
             self._abort_transport()
         elif wire is None:
@@ -255,7 +255,11 @@ class SMTPConnection(Protocol):
             if self.transport is not None:
                 self.transport.loseConnection()  # QUIT is answered
         elif wire is not None:
-            self._go_on(wire, wire.receive(data))
+            answered = wire.answered
+            finished = wire.receive(data)
+            if wire.answered != answered:
+                self._since = self._seconds()
+            self._go_on(wire, finished)
         elif self._parser is not None:
             self._opening_reply(self._parser, data)
 
@@ -272,14 +276,12 @@ class SMTPConnection(Protocol):
             # A text that we could not read is no mark against the server.
             self._lose(None if wire.trouble.status == "4.3.0" and not wire.trouble.mta else wire.trouble)
             self._abort_transport()
-        elif not wire.idle:
-            if wire.answered != self._answered:
-                self._wait(wire)
-        elif self._closing or self._left <= 0:
-            self._quit()
-        elif finished:
-            self._extend(self._manner.idle_seconds)
-            work.idle(self)
+        elif wire.idle:
+            if self._closing or self._left <= 0:
+                self._quit()
+            elif finished:
+                self._since = self._seconds()
+                work.idle(self)
 
     def _more(self) -> Message | None:
         if self._closing or self._over or self._left <= 0:
@@ -310,7 +312,7 @@ class SMTPConnection(Protocol):
             transport.write(chunk)
         if wire is None or self._over:
             return
-        self._wait(wire)
+        self._since = self._seconds()
         if not wire.streaming:
             self._producing = False
             transport.unregisterProducer()
@@ -324,24 +326,23 @@ class SMTPConnection(Protocol):
     def stopProducing(self) -> None:
         """The transport is going; connectionLost tells the rest."""
 
-    def _wait(self, wire: SMTPClientWire) -> None:
-        """There was progress: the server has its time anew."""
-        self._answered = wire.answered
+    def _patience(self, wire: SMTPClientWire) -> Seconds:
+        """How long the server may take for what is waited for now, or the connection be idle."""
         manner = self._manner
         match wire.stage:
             case Stage.END:
-                self._extend(manner.end_seconds)
+                return manner.end_seconds
             case Stage.COMMAND:
-                self._extend(manner.command_seconds)
+                return manner.command_seconds
             case Stage.TEXT:
-                self._extend(manner.data_seconds)
+                return manner.data_seconds
             case Stage.INITIATION:
-                self._extend(manner.initiation_seconds)
+                return manner.initiation_seconds
             case Stage.IDLE:
-                self._extend(manner.idle_seconds)
+                return manner.idle_seconds
 
     def _extend(self, seconds: Seconds) -> None:
-        self._deadline = self._clock.seconds() + seconds
+        self._since, self._limit = self._seconds(), seconds
 
     # The end.
 

@@ -14,6 +14,7 @@ after 1000 octets.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from qmq.lines import event as words
 from qmq.lines.event import Event, Tail
@@ -49,15 +50,14 @@ def noted(session: Session, transaction: Transaction | None, recipient: Address 
 
 
 def _line(session: Session, transaction: Transaction | None, recipient: Address | None, event: Event, info: str) -> str:
-    host = session.host
     head = (
         f"qmail-smtpd: pid {session.number} {event.word} P:{_field(words.protocol(session, transaction))}"
-        f" S:{_field(session.client)}:{host if _HOST(host) else _escape(host, _NO_HOST)}"
+        f" {_source(session.client, session.host)}"
     )
     tail = event.tail
     if tail is Tail.AUTH or tail is Tail.TLS:
         return f"{head} {'?' if tail is Tail.AUTH else '!'}= '{_info(info)}'"
-    helo = _field(session.helo.decode("latin-1"))
+    helo = _helo(session.helo)
     if tail is Tail.HOST:
         return f"{head} H:{helo}"
     if recipient is None and event.type == "DATA" and transaction is not None and transaction.recipients:
@@ -67,6 +67,17 @@ def _line(session: Session, transaction: Transaction | None, recipient: Address 
     if tail is Tail.INFO or (info and tail is Tail.OURS):
         return f"{head} H:{helo} F:{sender} T:{to} '{_info(info)}'"
     return f"{head} H:{helo} F:{sender} T:{to}"
+
+
+# What a session says again and again, and the next one of the same client.
+@lru_cache(maxsize=1024)
+def _source(client: str, host: str) -> str:
+    return f"S:{_field(client)}:{host if _HOST(host) else _escape(host, _NO_HOST)}"
+
+
+@lru_cache(maxsize=1024)
+def _helo(name: bytes) -> str:
+    return _field(name.decode("latin-1"))
 
 
 def _field(text: str) -> str:

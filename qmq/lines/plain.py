@@ -16,6 +16,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from qmq.lines.classic import noted, passed, refused
 from qmq.mail import Address, Octets, Reply, Seconds
@@ -32,6 +33,10 @@ OPEN, THEN, CLOSE = "", "Z ", "\n"
 _LONGEST_VALUE = 1000
 _PLAIN = re.compile(r"[!#-<>-~]{1,1000}").fullmatch  # no space, quote or equals sign: stands as it is
 _QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backslash: nothing to escape within quotes
+# A delivery all of whose words stand as they are: neither a space nor an equals sign is in them, so all are ours.
+_PLAIN_DELIVERY = re.compile(
+    r"id=[!#-<>-~]{1,99} queue=[!#-<>-~]{1,99} to=<[!#-<>-~]{1,499}@[!#-<>?A-~]{1,499}>"
+).fullmatch
 _MOST_RECIPIENTS = 100
 
 
@@ -39,7 +44,15 @@ def _text(text: str) -> str:
     """One word, whatever a stranger wrote."""
     if _PLAIN(text):
         return text
+    return _sentence(text)
+
+
+def _sentence(text: str) -> str:
+    """What has a space in it, at least."""
     return f'"{text}"' if _QUOTABLE(text) else json.dumps(text[:_LONGEST_VALUE])
+
+
+_known = lru_cache(maxsize=256)(_text)  # for what is the same in many lines: who took the message
 
 
 def _bytes(raw: bytes) -> str:
@@ -47,30 +60,37 @@ def _bytes(raw: bytes) -> str:
 
 
 def _mailbox(address: Address) -> str:
-    return _bytes(b"<" + bytes(address) + b">")
+    domain = address.domain
+    raw = b"<%b@%b>" % (address.local, domain) if domain else b"<%b>" % address.local
+    return _text(raw.decode("utf-8", "backslashreplace"))
 
 
 def _mailboxes(recipients: Sequence[Address]) -> str:
+    if len(recipients) == 1:
+        return f"recipients=1 to={_mailbox(recipients[0])}"
     some = ",".join(map(_mailbox, recipients[:_MOST_RECIPIENTS]))
     return f"recipients={len(recipients)} to={some}"
 
 
 def _answer(reply: Reply) -> str:
-    words = _text(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
-    tls = f" tls={_text(reply.tls)}" if reply.tls else ""
-    return f"{words} mta={_text(reply.mta)}{tls}" if reply.mta else words
+    words = _sentence(f"{reply.code} {reply.status} {reply.text}" if reply.status else f"{reply.code} {reply.text}")
+    tls = f" tls={_known(reply.tls)}" if reply.tls else ""
+    return f"{words} mta={_known(reply.mta)}{tls}" if reply.mta else words
 
 
-def _client(session: Session) -> str:
-    tls = f" tls={_text(session.tls)}" if session.tls else ""
-    user = f" user={_bytes(session.user)}" if session.user else ""
-    return f"client={_text(session.client)} helo={_bytes(session.helo)}{tls}{user}"
+# What a session says again and again, and the next one of the same client.
+@lru_cache(maxsize=1024)
+def _client(client: str, helo: bytes, tls: str, user: bytes) -> str:
+    with_tls = f" tls={_text(tls)}" if tls else ""
+    as_user = f" user={_bytes(user)}" if user else ""
+    return f"client={_text(client)} helo={_bytes(helo)}{with_tls}{as_user}"
 
 
 def accepted(id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets) -> str:
     """The primary said 250."""
+    client = _client(session.client, session.helo, session.tls, session.user)
     return (
-        f"accepted id={_bytes(id)} session={session.number} {_client(session)} from={_mailbox(sender)}"
+        f"accepted id={_bytes(id)} session={session.number} {client} from={_mailbox(sender)}"
         f" {_mailboxes(recipients)} size={size}"
     )
 
@@ -86,6 +106,10 @@ def kept(id: bytes, reason: str) -> str:
 
 
 def _delivery(id: bytes, queue: str, recipient: Address) -> str:
+    to = f"{recipient.local.decode('latin-1')}@{recipient.domain.decode('latin-1')}"
+    words = f"id={id.decode('latin-1')} queue={queue} to=<{to}>"
+    if _PLAIN_DELIVERY(words):
+        return words
     return f"id={_bytes(id)} queue={_text(queue)} to={_mailbox(recipient)}"
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 
 from qmq.mail import QUEUE, Address, Entry, Reply, Seconds
-from qmq.queue.settle import Settled
+from qmq.queue.settle import Outcomes, Settled
 
 # Deliveries of which the times are kept.
 _RING = 1024
@@ -74,13 +74,9 @@ class Ledger:
 
     def enter(self, entry: Entry, settled: Settled, age: Seconds) -> None:
         """An attempt at a message of this *age*, or what an operator did with it, is *settled* in the entry."""
+        if settled.delivered:
+            self.taken(entry, settled.delivered, age)
         queue_id = entry.message.envelope.token.id
-        if settled.delivered and entry.site.startswith(QUEUE):
-            self._enter_moved(entry, settled, age)
-            settled = Settled((), settled.deferred, settled.failed)
-        for recipient, reply in settled.delivered:
-            self._log.delivered(queue_id, self._queue, recipient, reply, age)
-            self.delivered += 1
         for recipient, reply in settled.deferred:
             self._log.deferred(queue_id, self._queue, recipient, entry.due or 0, reply)
             self.deferred += 1
@@ -90,20 +86,24 @@ class Ledger:
         for recipient in settled.deleted:
             self._log.deleted(queue_id, self._queue, recipient)
             self.deleted += 1
-        if settled.delivered:
-            self._time(age)
 
-    def _enter_moved(self, entry: Entry, settled: Settled, age: Seconds) -> None:
-        to = entry.site.removeprefix(QUEUE).decode("utf-8", "backslashreplace")
-        for recipient, _ in settled.delivered:
-            self._log.moved(entry.message.envelope.token.id, self._queue, recipient, to, age)
-            self.moved += 1
-
-    def _time(self, age: Seconds) -> None:
-        if len(self._times) < _RING:
-            self._times.append(age)
+    def taken(self, entry: Entry, delivered: Outcomes, age: Seconds) -> None:
+        """As `enter`, of these alone: the next host, or another queue of ours, took the message for them."""
+        queue_id = entry.message.envelope.token.id
+        if entry.site.startswith(QUEUE):
+            to = entry.site.removeprefix(QUEUE).decode("utf-8", "backslashreplace")
+            for recipient, _ in delivered:
+                self._log.moved(queue_id, self._queue, recipient, to, age)
+                self.moved += 1
+            return
+        for recipient, reply in delivered:
+            self._log.delivered(queue_id, self._queue, recipient, reply, age)
+            self.delivered += 1
+        times = self._times
+        if len(times) < _RING:
+            times.append(age)
         else:
-            self._times[self._next] = age
+            times[self._next] = age
             self._next = (self._next + 1) % _RING
 
     def numbers(self) -> dict[str, float]:

@@ -65,9 +65,6 @@ def settle(
     envelope = entry.message.envelope
     recipients = envelope.recipients
     entry.attempts += 1
-    if len(recipients) == 1 and replies and replies[0].ok:
-        _keep_only(entry, ())
-        return Settled(((recipients[0], replies[0]),))
     final = expired(entry.born, started, lifetime)
     may_fail = not entry.bouncing
     taken: list[tuple[Address, Reply]] = []
@@ -92,6 +89,12 @@ def settle(
         entry.bouncing = tuple(failed)
         entry.generation += 1
     return Settled(tuple(taken), tuple(deferred), tuple(failed))
+
+
+def done(entry: Entry) -> None:
+    """As `settle`, after an attempt at which all recipients were taken."""
+    entry.attempts += 1
+    _keep_only(entry, ())
 
 
 def stays(reply: Reply) -> Reply:

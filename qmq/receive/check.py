@@ -9,6 +9,7 @@ from typing import Any
 from qmq.mail import Seconds, value
 from qmq.receive.guard import SHARE, Guard
 from qmq.receive.tally import Credit, Tally
+from qmq.session import Environment
 
 
 @value
@@ -23,7 +24,7 @@ class Terms:
 class Check:
     """One method of a checker: what is asked in one phase."""
 
-    __slots__ = ("_guard", "ask", "credit", "limit", "method", "module", "name", "place", "tally")
+    __slots__ = ("_guard", "ask", "concerns", "credit", "limit", "method", "module", "name", "place", "tally")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Check:
         guard: Guard,
         tally: Tally,
         module: str = "",
+        concerns: Callable[[Environment, str], bool] | None = None,
     ) -> None:
         self.ask = self.method = method
         self.name = name
@@ -42,6 +44,7 @@ class Check:
         self.limit = limit  # of what it must wait for
         self.tally = tally
         self.module = module  # of the checker
+        self.concerns = concerns  # whose clients: ISelective; None: all
         self.credit = Credit(guard.patience, SHARE)
         self._guard = guard
 

@@ -30,7 +30,7 @@ from qmq.dns.system import SystemFile, read_hosts
 from qmq.mail import Octets, Reply, Seconds, value
 from qmq.rules import tcprules
 from qmq.rules.environment import Raw, environment, merged
-from qmq.rules.nets import Net, Nets
+from qmq.rules.nets import Net, Nets, loopback
 from qmq.rules.tcprules import NO_RULES, Rule
 from qmq.rules.watched import Files
 from qmq.session import Environment, Session
@@ -135,13 +135,18 @@ class Clients:
         self._files.look()
 
         def known(name: _Name) -> Session | Deny:
-            return self._session(Session(client, port, server, server_port, number=number), listener, name)
+            found = self._found(client, listener, name)
+            if isinstance(found, Deny):
+                return found
+            return Session(
+                client, port, server, server_port, user=found.info, relay=found.relayclient is not None,
+                host=found.variables.get("TCPREMOTEHOST", name.host).lower(), number=number, environment=found,
+            )  # fmt: skip
 
         name = self._name(client)
         return known(name) if isinstance(name, _Name) else name.addCallback(known)
 
-    def _session(self, begun: Session, listener: str, name: _Name) -> Session | Deny:
-        ip = begun.client
+    def _found(self, ip: str, listener: str, name: _Name) -> Environment | Deny:
         rule = None
         if ip and self._rules is not None:
             rules = self._rules.now()
@@ -150,12 +155,7 @@ class Clients:
             rule = rules.find(ip, name.host if name.sure else "")
             if rule is not None and rule.deny:
                 return Deny(_DENIED, name.host)
-        found = self._environment(ip, listener, rule)
-        host = found.variables.get("TCPREMOTEHOST", name.host).lower()
-        return Session(
-            ip, begun.port, begun.server, begun.server_port, user=found.info, relay=found.relayclient is not None,
-            host=host, number=begun.number, environment=found,
-        )  # fmt: skip
+        return self._environment(ip, listener, rule)
 
     def _notice(self, text: str) -> None:
         if text not in self._warned and len(self._warned) < 100:
@@ -189,7 +189,7 @@ class Clients:
         """What a client is called, at once if that is known."""
         if not ip or self._layers.reverse == "no":
             return _Name(UNKNOWN, sure=False, expires=0)
-        if not self._layers.loopback_by_dns and ip_address(ip).is_loopback:
+        if not self._layers.loopback_by_dns and loopback(ip):
             names = self._hosts.content().names.get(ip)
             return _Name(names[0] if names else UNKNOWN, sure=bool(names), expires=0)
         known = self._names.get(ip)

@@ -28,6 +28,7 @@ from qmq.receive.patience import Patience
 from qmq.receive.policy import Opinion, Refusal
 from qmq.receive.reception import Reception
 from qmq.receive.taking import Taking
+from qmq.receive.trace import Arrival
 from qmq.session import Session, Transaction, Verdict
 from qmq.wire.smtp_commands import HELO_SYNTAX
 from qmq.wire.smtp_events import (
@@ -64,7 +65,7 @@ class Dialogue:
         self.after: After | None = None
         self.session = session
         self.at = reception
-        self.opening = b""  # of our Received fields
+        self.arrival = Arrival(reception.trace, session)
         self.letter: Letter | None = None  # open: takes commands
         self._who = who
         self._policy = reception.policy
@@ -78,24 +79,27 @@ class Dialogue:
 
     def greet(self) -> Said:
         """The banner; or a refusal, and the end."""
-        if isinstance(self._who, Deferred):
-            return self._who.addCallback(self._known)
-        return self._known(self._who)
+        who = self._who
+        return self._known(who) if isinstance(who, Session | Deny) else who.addCallback(self._known)
 
     def early(self) -> None:
         """The client speaks before it was greeted."""
         self.session.conduct.early = True
 
+    def _is(self, session: Session) -> None:
+        """From now on this is what is known of the client."""
+        self.session = session
+        self.arrival = Arrival(self.at.trace, session)
+
     def _known(self, session: Session | Deny) -> Said:
         if isinstance(session, Deny):
-            self.session = replace(self.session, host=session.host)
+            self._is(replace(self.session, host=session.host))
             self.at.log.refused(self.session, None, None, session.reply, "Reject::SNDR::Denied")
             return self.end(session.reply)
         session.conduct.early = session.conduct.early or self.session.conduct.early
-        self.session = session
-        self.opening = self.at.trace.opening(session)
+        self._is(session)
         answer = self._policy.connection(session)
-        if isinstance(answer, Deferred):
+        if answer is not None and isinstance(answer, Deferred):
             return answer.addCallback(self._connection_judged)
         return self._connection_judged(answer)
 
@@ -175,11 +179,12 @@ class Dialogue:
         self.forget()
         if (said := self.talked(say.OK)) is not say.OK:
             return said
-        session = replace(self.session, helo=event.name, esmtp=event.extended)
-        self.session = replace(session, helo=b"")  # until it is taken
+        session = self.session.named(event.name, esmtp=event.extended)
         answer = self._policy.helo(session)
-        if isinstance(answer, Deferred):
-            return answer.addCallback(self._hello_judged, session)
+        if answer is not None:
+            self._is(session.named(b"", esmtp=event.extended))  # until it is taken
+            if isinstance(answer, Deferred):
+                return answer.addCallback(self._hello_judged, session)
         return self._hello_judged(answer, session)
 
     def _hello_judged(self, opinion: Opinion, session: Session) -> Said:
@@ -194,8 +199,7 @@ class Dialogue:
         else:
             verdict = self._noted(opinion)
         self._helo_fields = verdict.fields
-        self.session = session
-        self.opening = self.at.trace.opening(session)
+        self._is(session)
         return self.later(self.at.ehlo(session) if session.esmtp else self.at.helo, verdict.delay)
 
     def _start_tls(self) -> Reply:
@@ -205,7 +209,7 @@ class Dialogue:
             return self.refuse(say.NO_TLS)
         # RFC 3207 4.2: whatever was said in the clear may have been said by another.
         self.forget()
-        self.session = replace(self.session, helo=b"", esmtp=False, user=self.session.environment.info)
+        self._is(replace(self.session, helo=b"", esmtp=False, user=self.session.environment.info))
         self._helo_fields = b""
         self._helo_held = None
         self.after = After.SECURE
@@ -213,7 +217,7 @@ class Dialogue:
 
     def secured(self, tls: str) -> None:
         """The handshake is done."""
-        self.session = replace(self.session, tls=tls)
+        self._is(replace(self.session, tls=tls))
 
     def _mail(self, mail: MailFrom) -> Said:
         if self._limits.helo and not self.session.helo:
@@ -248,7 +252,7 @@ class Dialogue:
             return self.refuse(say.MAIL_FIRST)
         if letter.draft is not None:
             return self.refuse(say.BDAT_BEGUN)
-        letter.commands += 1
+        letter.called()
         if recipient.domain[:1] == b"[":
             recipient = self.at.at_home(recipient, self.session.server)
         if suffix := self.session.environment.relayclient:
@@ -258,7 +262,7 @@ class Dialogue:
             self.at.log.refused(self.session, letter.seen(), recipient, reply, reason)
             return reply
         answer = self._policy.recipient(self.session, letter.seen(), recipient, letter.held)
-        if isinstance(answer, Deferred):
+        if type(answer) is not Verdict and isinstance(answer, Deferred):
             return answer.addCallback(self._recipient_judged, letter, recipient)
         return self._recipient_judged(answer, letter, recipient)
 
@@ -270,9 +274,8 @@ class Dialogue:
             letter.refused = True
             return self.refused(_NOBODY_VOUCHED, letter, recipient)
         self.at.log.passed(self.session, letter.seen(), recipient, opinion.reason, opinion.info)
-        if recipient not in letter.recipients:  # a second time is a command like any other, and no second copy
+        if letter.add(recipient):  # a second time is a command like any other
             letter.judged(opinion)
-            letter.recipients[recipient] = None
         return self.later(say.RECIPIENT_OK, opinion.delay) if opinion.delay else say.RECIPIENT_OK
 
     def forget(self) -> None:

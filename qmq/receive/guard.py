@@ -50,7 +50,7 @@ _SPARED = frozenset({"qmq.rules.watched", "importlib._bootstrap"})
 # Whoever makes checkers, anew at a reload: that may take long.
 _MAKING = frozenset({"qmq.receive.catalogue", "qmq.conf.checks"})
 # Who asks, and below whom no frame is the checker's.
-_ASKING = frozenset({"qmq.receive.policy", "qmq.receive.check", "qmq.receive.thread"})
+_ASKING = frozenset({"qmq.receive.policy", "qmq.receive.panel", "qmq.receive.check", "qmq.receive.thread"})
 
 
 class Stuck(BaseException):

@@ -6,12 +6,12 @@ One object, so that nothing of it can outlive it.
 
 from __future__ import annotations
 
-from qmq.mail import Address, Envelope, Message, Octets, Origin, Reply, Token, value
+from qmq.mail import Address, Envelope, Message, Octets, Reply, Token, value
 from qmq.receive.draft import Draft
 from qmq.receive.policy import Refusal
 from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, NOT_LINES, TOO_BIG
-from qmq.receive.trace import Trace, hops, protocol
-from qmq.session import Session, Transaction, Verdict
+from qmq.receive.trace import Arrival, Trace, hops
+from qmq.session import Transaction, Verdict
 from qmq.wire.smtp_events import MailFrom
 from qmq.wire.text import LineCheck
 
@@ -35,8 +35,8 @@ class Letter:
     """
 
     __slots__ = (
-        "_lines", "_spoilt", "asked", "commands", "draft", "fields", "held", "id", "mail", "protocol", "recipients",
-        "refused", "token",
+        "_lines", "_seen", "_spoilt", "asked", "commands", "draft", "fields", "held", "id", "mail", "protocol",
+        "recipients", "refused", "token",
     )  # fmt: skip
 
     def __init__(self, token: Token, mail: MailFrom, fields: bytes, held: Refusal | None = None) -> None:
@@ -52,14 +52,30 @@ class Letter:
         self.asked = True  # DATA's checkers were, or will be before any text comes
         self.draft: Draft | None = None  # once the text has begun
         self._lines: LineCheck | None = None
+        self._seen: Transaction | None = None  # as long as nothing changes
         self._spoilt = False
 
     def seen(self) -> Transaction:
         """As checkers see it now."""
-        mail = self.mail
-        return Transaction(
-            self.id, mail.sender, mail.size, mail.smtputf8, tuple(self.recipients), self.commands, self.protocol
-        )
+        seen = self._seen
+        if seen is None:
+            mail = self.mail
+            seen = self._seen = Transaction(
+                self.id, mail.sender, mail.size, mail.smtputf8, tuple(self.recipients), self.commands, self.protocol
+            )
+        return seen
+
+    def called(self) -> None:
+        """One more RCPT was said."""
+        self.commands += 1
+        self._seen = None
+
+    def add(self, recipient: Address) -> bool:
+        """A recipient was accepted; false if it was before: that is no second copy."""
+        so_far = len(self.recipients)
+        self.recipients[recipient] = None
+        self._seen = None
+        return len(self.recipients) > so_far
 
     @property
     def only(self) -> Address | None:
@@ -71,6 +87,7 @@ class Letter:
         if verdict.fields:
             self.fields = verdict.fields + self.fields
         if verdict.protocol and verdict.protocol not in self.protocol:
+            self._seen = None
             self.protocol += verdict.protocol  # once, however often it is said (SPAMCONTROL 2.20 #9)
 
     def begin(self, draft: Draft, lines: LineCheck | None) -> None:
@@ -91,7 +108,8 @@ class Letter:
         assert draft is not None
         if self._spoilt or (complete and self._lines is not None and not self._lines.end()):
             return Fault(NOT_LINES, "Reject::DATA::Bad_Line", NOT_LINES.text)
-        if draft.over and not complete:
+        over = draft.over
+        if over and not complete:
             return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
         if draft.trouble is not None:
             return Fault(NO_SPACE, "Reject::DATA::No_Space", str(draft.trouble))
@@ -101,19 +119,17 @@ class Letter:
         # A loop first, as in SPAMCONTROL 2.5: each turn makes the message longer.
         if header is not None and hops(header) >= most_hops:
             return Fault(LOOP, "Reject::SMTP::Toomany_Hops")
-        if draft.over:
+        if over:
             return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")
         return Fault(HEADER_TOO_BIG, "Reject::DATA::Big_Header") if header is None else None
 
-    def message(self, session: Session, trace: Trace, opening: bytes) -> Message:
+    def message(self, arrival: Arrival, trace: Trace) -> Message:
         """The whole of it. Raises OSError."""
         assert self.draft is not None
         body = self.draft.close()
-        mail, recipients = self.mail, tuple(self.recipients)
-        word = protocol(session, smtputf8=mail.smtputf8) + self.protocol
-        received = trace.received(opening, session, word, self.id, self.only)
-        client = session.client.encode("ascii", "replace")
-        origin = Origin(word, client, session.port, session.helo, session.user)
+        mail, recipients = self.mail, self.seen().recipients
+        begun, origin = arrival.of(self.protocol, mail.smtputf8)
+        received = trace.received(begun, self.id, recipients[0] if len(recipients) == 1 else None)
         envelope = Envelope(self.token, mail.sender, recipients, origin, mail.body_type, mail.smtputf8)
         # RFC 7208 9.1: what checkers found stands above the Received field of the same hop.
         return Message(envelope, self.fields + received, body)

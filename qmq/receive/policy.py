@@ -1,8 +1,9 @@
 """
 Asking the checkers.
 
-Checkers are sorted by phase once, at the start. A phase asks its checkers in
-the configured order until one refuses or stops. A checker that answers at once
+Checkers are sorted by phase once, at the start, and for each set of settings that
+clients may have (qmq.receive.panel). A phase asks its checkers in the configured
+order until one refuses or stops. A checker that answers at once
 costs a call; only one that must wait costs a coroutine, and a time limit; one
 that blocks is called in threads of its own. One that raises, is late, does not
 come back or answers nonsense gives a 451 and a line in the log: only its own
@@ -37,11 +38,13 @@ from qmq.interfaces import (
     IHeloChecker,
     IMessageChecker,
     IRecipientChecker,
+    ISelective,
     ISenderChecker,
 )
 from qmq.mail import Address, Message, Seconds, value
 from qmq.receive.check import Check, Terms, awaiting
 from qmq.receive.guard import Guard, Stuck
+from qmq.receive.panel import Panels
 from qmq.receive.replies import TRY_LATER
 from qmq.receive.tally import Tallies
 from qmq.receive.threads import NoThread, Threads
@@ -109,13 +112,7 @@ class Policy:
                 raise ValueError(f"the checker {name} checks nothing (no I...Checker is provided)")
             for method, check in checks.items():
                 phases[method].append(check)
-        self._connection = tuple(phases["connection"])
-        self._helo = tuple(phases["helo"])
-        self._sender = tuple(phases["sender"])
-        self._recipient = tuple(phases["recipient"])
-        self._data = tuple(phases["data"])
-        self._message = tuple(phases["message"])
-        self._before = [tuple(c for c in self._recipient if c.place < place) for place in range(len(checkers))]
+        self._panels = Panels(phases, self._guard, self._broken)
 
     def _checks(self, name: str, checker: object, place: int, limit: Seconds, terms: Terms) -> dict[str, Check]:
         """By phase."""
@@ -126,6 +123,7 @@ class Policy:
                 name, self._clock, self._call_from_thread, self._guard, self._tallies.of(name),
                 most=terms.threads, limit=own, cpu=terms.cpu,
             )  # fmt: skip
+        concerns = checker.concerns if ISelective.providedBy(checker) else None
         checks = {}
         for interface, called in _PHASES:
             if interface.providedBy(checker):
@@ -140,6 +138,7 @@ class Policy:
                 checks[called] = Check(
                     method, name, place, own,
                     guard=self._guard, tally=self._tallies.of(name, called), module=type(checker).__module__,
+                    concerns=concerns,
                 )  # fmt: skip
         return checks
 
@@ -149,15 +148,17 @@ class Policy:
 
     def connection(self, session: Session) -> Answer:
         """Before the banner."""
-        return self._ask(iter(self._connection), (session,)) if self._connection else None
+        checks = self._panels.of(session.environment).connection
+        return self._ask(iter(checks), (session,)) if checks else None
 
     def helo(self, session: Session) -> Answer:
         """At HELO and EHLO."""
-        return self._ask(iter(self._helo), (session,))
+        checks = self._panels.of(session.environment).helo
+        return self._ask(iter(checks), (session,)) if checks else None
 
     def sender(self, session: Session, transaction: Transaction) -> Answer:
         """At MAIL."""
-        return self._ask(iter(self._sender), (session, transaction))
+        return self._ask(iter(self._panels.of(session.environment).sender), (session, transaction))
 
     def recipient(
         self, session: Session, transaction: Transaction, recipient: Address, held: Refusal | None = None
@@ -168,20 +169,24 @@ class Policy:
         *held* is the first refusal of an earlier phase: it counts unless a
         checker before it refuses or stops.
         """
+        checks = self._panels.of(session.environment).recipient
         if held is None:
-            return self._ask(iter(self._recipient), (session, transaction, recipient))
-        answer = self._ask(iter(self._before[held.place]), (session, transaction, recipient))
+            return self._ask(iter(checks), (session, transaction, recipient))
+        before = [check for check in checks if check.place < held.place]
+        answer = self._ask(iter(before), (session, transaction, recipient))
         if isinstance(answer, Deferred):
             return answer.addCallback(_or_held, held)
         return _or_held(answer, held)
 
     def data(self, session: Session, transaction: Transaction) -> Answer:
         """At DATA or the first BDAT."""
-        return self._ask(iter(self._data), (session, transaction)) if self._data else None
+        checks = self._panels.of(session.environment).data
+        return self._ask(iter(checks), (session, transaction)) if checks else None
 
     def message(self, session: Session, transaction: Transaction, message: Message) -> Answer:
         """At the end of the data."""
-        return self._ask(iter(self._message), (session, transaction, message))
+        checks = self._panels.of(session.environment).message
+        return self._ask(iter(checks), (session, transaction, message)) if checks else None
 
     def _ask(self, rest: Iterator[Check], of: tuple[object, ...], sum_: Verdict | None = None) -> Answer:
         """Ask the rest; *sum_* is what those before them add up to."""

@@ -7,9 +7,9 @@ once a second for those that have exceeded a deadline: one timer for all.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -25,6 +25,7 @@ from qmq.mail import Reply, value
 from qmq.receive.clients import Deny
 from qmq.receive.dialogue import Dialogue
 from qmq.receive.reception import Reception
+from qmq.rules.nets import Net, parsed
 from qmq.session import Session
 from qmq.wire.smtp_server import SMTPServerWire
 
@@ -33,8 +34,14 @@ TOO_MANY_OF_YOURS = Reply(421, "4.7.0", "too many connections from you, try agai
 
 SHUTTING_DOWN = Reply(421, "4.3.2", "shutting down, try again later")
 
-Net = IPv4Network | IPv6Network
-Client = IPv4Address | IPv6Address | None  # None: a unix socket's
+
+@value
+class Caller:
+    """Whom a connection comes from: its address (None: a unix socket's), as text, and who is counted as one with it."""
+
+    address: IPv4Address | IPv6Address | None
+    ip: str
+    whose: object
 
 
 @value
@@ -89,24 +96,23 @@ class SMTPFactory(ServerFactory):
         self._crowd = crowd
         self._deadlines = deadlines
         self._context = context
-        self._each: Counter[object] = Counter()
+        self._each: dict[object, int] = {}  # how many sessions each has
         self._sweeping = LoopingCall(self.sweep)
         self._sweeping.clock = reception.clock
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """A conversation, or a word of regret."""
-        client = client_of(addr)
+        caller = caller_of(addr)
         crowd = self._crowd
         if len(self.sessions) >= crowd.sessions:
-            return self._regret(client, addr, TOO_MANY_SESSIONS)
-        whose = _neighbourhood(client)
-        if client is not None and self._each[whose] >= crowd.each and not _within(client, crowd.exempt):
-            return self._regret(client, addr, TOO_MANY_OF_YOURS)
+            return self._regret(caller, addr, TOO_MANY_SESSIONS)
+        if self._each.get(caller.whose, 0) >= crowd.each and not _within(caller, crowd.exempt):
+            return self._regret(caller, addr, TOO_MANY_OF_YOURS)
         limits = self._reception.limits
         port = getattr(addr, "port", 0)
 
         def begin(conversation: Conversation) -> Dialogue:
-            return self._begun(conversation, client, port)
+            return self._begun(conversation, caller, port)
 
         conversation = Conversation(
             SMTPServerWire(line_octets=limits.line, command_octets=limits.command, classic=self._reception.classic),
@@ -118,22 +124,20 @@ class SMTPFactory(ServerFactory):
         conversation.factory = self
         return conversation
 
-    def _regret(self, client: Client, addr: IAddress | None, reply: Reply) -> Protocol:
-        session = Session("" if client is None else str(client), getattr(addr, "port", 0), "", 0)
+    def _regret(self, caller: Caller, addr: IAddress | None, reply: Reply) -> Protocol:
+        session = Session(caller.ip, getattr(addr, "port", 0), "", 0)
         self._reception.log.refused(session, None, None, reply, "Reject::SNDR::Toomany_Sessions")
         return _Regret(reply)
 
-    def _begun(self, conversation: Conversation, client: Client, port: int) -> Dialogue:
-        whose = _neighbourhood(client)
+    def _begun(self, conversation: Conversation, caller: Caller, port: int) -> Dialogue:
+        whose = caller.whose
         self.sessions[conversation] = whose
-        self._each[whose] += 1
+        self._each[whose] = self._each.get(whose, 0) + 1
         if not self._sweeping.running:
             self._sweeping.start(1, now=False).addErrback(self._sweep_broke)
         transport: Any = conversation.transport
         host = transport.getHost()
-        begun = Session(
-            "" if client is None else str(client), port, getattr(host, "host", ""), getattr(host, "port", 0)
-        )
+        begun = Session(caller.ip, port, getattr(host, "host", ""), getattr(host, "port", 0))
         who = self._who(begun.client, port, begun.server, begun.server_port)
         return Dialogue(begun, who, self._reception)
 
@@ -176,19 +180,23 @@ class _Regret(Protocol):
         self.transport.loseConnection()
 
 
-def client_of(addr: IAddress | None) -> Client:
-    """The client's IP address, in its plain form; None: it came by a unix socket."""
+def caller_of(addr: IAddress | None) -> Caller:
+    """Whom a connection from there comes from."""
     host = getattr(addr, "host", None)
-    if host is None:
-        return None
-    ip = ip_address(host.partition("%")[0])
-    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
+    return _NEIGHBOUR if host is None else _caller(host)
 
 
-def _within(client: Client, nets: Sequence[Net]) -> bool:
-    return client is not None and any(client in net for net in nets)
+_NEIGHBOUR = Caller(None, "", None)
 
 
-def _neighbourhood(client: Client) -> object:
-    """Who is counted as one."""
-    return int(client) >> 64 if isinstance(client, IPv6Address) else client
+@lru_cache(maxsize=4096)
+def _caller(host: str) -> Caller:
+    ip = parsed(host.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    return Caller(ip, str(ip), int(ip) >> 64 if isinstance(ip, IPv6Address) else str(ip))
+
+
+def _within(caller: Caller, nets: Sequence[Net]) -> bool:
+    """Also of those by a unix socket, of whom any number is welcome."""
+    return caller.address is None or any(caller.address in net for net in nets)

@@ -60,7 +60,7 @@ class Taking:
         if letter.mail.body_type == b"BINARYMIME":
             return dialogue.refuse(say.NEEDS_BDAT)  # RFC 3030 3
         answer = self._at.policy.data(dialogue.session, letter.seen())
-        if isinstance(answer, Deferred):
+        if answer is not None and isinstance(answer, Deferred):
             return answer.addCallback(self._data_judged, letter)
         return self._data_judged(answer, letter)
 
@@ -144,7 +144,7 @@ class Taking:
         dialogue = self._dialogue
         dialogue.letter = None
         try:
-            message = letter.message(dialogue.session, self._at.trace, dialogue.opening)
+            message = letter.message(dialogue.arrival, self._at.trace)
         except OSError as error:
             return self._turned_down(letter, Fault(say.NO_SPACE, "Reject::DATA::No_Space", str(error)))
         answer = self._at.policy.message(dialogue.session, letter.seen(), message)
@@ -179,18 +179,16 @@ class Taking:
         if isinstance(replies, Failure):
             return replies
         envelope = message.envelope
-        taken = []
-        for recipient, reply in zip(envelope.recipients, replies, strict=True):
-            if reply.ok:
-                taken.append(recipient)
-            else:
-                log.refused(dialogue.session, letter.seen(), recipient, reply, "Reject::DATA::Next_Hop", reply.text)
-        if not taken:
-            return dialogue.refuse(_joint(replies))
-        queue_id = envelope.token.id
-        log.accepted(queue_id, dialogue.session, envelope.sender, taken, message.size)
+        taken = [recipient for recipient, reply in zip(envelope.recipients, replies, strict=True) if reply.code < 300]
+        if len(taken) < len(replies):
+            for recipient, reply in zip(envelope.recipients, replies, strict=True):
+                if not reply.ok:
+                    log.refused(dialogue.session, letter.seen(), recipient, reply, "Reject::DATA::Next_Hop", reply.text)
+            if not taken:
+                return dialogue.refuse(_joint(replies))
+        log.accepted(letter.id, dialogue.session, envelope.sender, taken, message.size)
         dialogue.rewarded()
-        return self._at.taken(queue_id)
+        return self._at.taken(letter.id)
 
 
 def _joint(replies: Replies) -> Reply:

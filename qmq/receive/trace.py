@@ -11,14 +11,15 @@ from __future__ import annotations
 import re
 import time
 
-from qmq.mail import Address, Clock, path
+from qmq.mail import Address, Clock, Origin, path
 from qmq.session import Session
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 _NOT_A_NAME = re.compile(rb"[^A-Za-z0-9.:_\[\]-]")
 _NOT_A_COMMENT = re.compile(r"[^A-Za-z0-9._ -]")
-_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_NO_CONTROLS = bytes(ord("?") if octet < 0x20 or octet == 0x7F else octet for octet in range(256))
+_WORDS = 8  # of one session; what a stranger's checker makes up is not worth remembering
 
 
 def hops(header: bytes) -> int:
@@ -47,6 +48,31 @@ def protocol(session: Session, *, smtputf8: bool) -> bytes:
     return word + b"A" if session.user and session.user != session.environment.info else word
 
 
+class Arrival:
+    """How the messages of one session came: what their Received fields begin with, and their Origin."""
+
+    __slots__ = ("_known", "_session", "_trace")
+
+    def __init__(self, trace: Trace, session: Session) -> None:
+        self._trace = trace
+        self._session = session
+        self._known: dict[tuple[bytes, bool], tuple[bytes, Origin]] = {}
+
+    def of(self, letters: bytes, smtputf8: bool) -> tuple[bytes, Origin]:
+        """Of those with these *letters* behind the protocol's word; made once, for most have none."""
+        key = letters, smtputf8
+        found = self._known.get(key)
+        if found is None:
+            session = self._session
+            word = protocol(session, smtputf8=smtputf8) + letters
+            client = session.client.encode("ascii", "replace")
+            origin = Origin(word, client, session.port, session.helo, session.user)
+            found = self._trace.begun(session, word), origin
+            if len(self._known) < _WORDS:
+                self._known[key] = found
+        return found
+
+
 class Trace:
     """Writes Received fields in the name of *me*."""
 
@@ -68,16 +94,20 @@ class Trace:
         source = b" (%s[%s])" % (name, client) if client else b" (local)"
         return b"Received: from %s%s\r\n\tby %s with " % (helo, source, self._me)
 
-    def received(self, opening: bytes, session: Session, word: bytes, token_id: bytes, only: Address | None) -> bytes:
+    def begun(self, session: Session, word: bytes) -> bytes:
+        """The part that is the same for all messages of a session under this protocol's *word*, up to "id"."""
+        tls = b" (%s)" % _NOT_A_COMMENT.sub("?", session.tls).encode("ascii") if session.tls else b""
+        return b"%s%s%s id " % (self.opening(session), word, tls)
+
+    def received(self, begun: bytes, token_id: bytes, only: Address | None) -> bytes:
         """
         The whole field.
 
-        *word* is the protocol's. *only* is the recipient if there is but one:
-        more would tell each of the others (RFC 5321 7.2).
+        *only* is the recipient if there is but one: more would tell each of the
+        others (RFC 5321 7.2).
         """
-        tls = b" (%s)" % _NOT_A_COMMENT.sub("?", session.tls).encode("ascii") if session.tls else b""
-        to = b"\r\n\tfor <%s>" % _CONTROL.sub(b"?", path(only)) if only is not None else b""
-        return b"%s%s%s id %s%s;\r\n\t%s\r\n" % (opening, word, tls, token_id, to, self.date())
+        to = b"\r\n\tfor <%s>" % path(only).translate(_NO_CONTROLS) if only is not None else b""
+        return b"%s%s%s;\r\n\t%s\r\n" % (begun, token_id, to, self.date())
 
     def date(self) -> bytes:
         """Now, as RFC 5322 writes it; made once a second."""

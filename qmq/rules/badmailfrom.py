@@ -29,7 +29,7 @@ _CONDITIONS = frozenset({b"+", b"-", b"="})
 class BadMailFrom:
     """The rules of one file; *path* is for complaints. Raises BadLine."""
 
-    __slots__ = ("_exempt", "_listed", "_own_hosts", "_walk")
+    __slots__ = ("_exempt", "_listed", "_own_hosts", "_walk", "empty")
 
     def __init__(self, rules: Rules, path: str) -> None:
         exempt: set[bytes] = set()
@@ -51,6 +51,7 @@ class BadMailFrom:
         self._exempt = frozenset(exempt)
         self._own_hosts = frozenset(own_hosts)
         self._walk = Walk(patterns, path)
+        self.empty = not (self._listed or own_hosts or patterns)  # nobody is refused
 
     def _list(self, key: bytes, condition: str) -> None:
         self._listed[key] = self._listed.get(key, "") + condition
@@ -65,6 +66,8 @@ class BadMailFrom:
 
         *host* is the client's name in DNS, or UNKNOWN; *relay*: it may send anywhere.
         """
+        if self.empty:
+            return ""
         raw = sender.local + b"@" + sender.domain if sender.domain else sender.local
         key = raw.lower()
         if key in self._exempt:

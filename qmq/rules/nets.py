@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 Net = IPv4Network | IPv6Network
+
+
+@lru_cache(maxsize=4096)
+def parsed(ip: str) -> IPv4Address | IPv6Address:
+    """
+    The address that *ip* is; raises ValueError if it is none.
+
+    Remembered: to read one costs 4 us, and each client's is looked at several times.
+    """
+    return ip_address(ip)
+
+
+@lru_cache(maxsize=4096)
+def loopback(ip: str) -> bool:
+    """Whether it is this machine's own (RFC 6890); raises ValueError if it is no address."""
+    return parsed(ip).is_loopback
 
 
 class Nets(Generic[T]):
@@ -32,7 +49,7 @@ class Nets(Generic[T]):
 
     def find(self, ip: str) -> T | None:
         """What the narrowest network of this IP address has; None if it is in none. ValueError if it is no address."""
-        address = ip_address(ip)
+        address = parsed(ip)
         number = int(address)
         for host_bits, level in self._levels[address.version]:
             key = number >> host_bits

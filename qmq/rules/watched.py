@@ -100,6 +100,7 @@ class Watched(Generic[T]):
         self._files = files
         self._read = read
         self._missing = missing
+        self._version: tuple[int, int, int] | None = None
         self._version = self._look()
         self._round = files.round
         try:
@@ -120,6 +121,9 @@ class Watched(Generic[T]):
         return self._rules
 
     def _look(self) -> tuple[int, int, int] | None:
+        # Most are not there, and stay away: then this costs half of an exception.
+        if self._version is None and not os.access(self.path, os.F_OK, effective_ids=True):
+            return None
         try:
             facts = os.stat(self.path)
         except OSError:

@@ -25,8 +25,10 @@ DOMAIN_OCTETS: Octets = 255
 # No repeat in these can match the same octets in two ways, so that failing takes linear time too.
 _ATOM = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = rb"[A-Za-z0-9_-]{1,63}"
-_ORDINARY = re.compile(rb"<(%b(?:\.%b)*)@(%b(?:\.%b)*)>" % (_ATOM, _ATOM, _LABEL, _LABEL))
-_ORDINARY_OCTETS = 256  # the limits of both parts hold by themselves
+# What most paths are, local part and domain parted: in octets of these no quoting, no literal, no route.
+PLAIN = rb"<(%b(?:\.%b)*)@(%b(?:\.%b)*)>" % (_ATOM, _ATOM, _LABEL, _LABEL)
+PLAIN_OCTETS: Octets = 256  # up to so many the limits of both parts hold by themselves
+_ORDINARY = re.compile(PLAIN)
 
 _UTF8_ATOM = _ATOM.replace(rb"~-]", rb"~\x80-\xff-]")
 _DOT_STRING = re.compile(rb"%b(?:\.%b)*" % (_UTF8_ATOM, _UTF8_ATOM))
@@ -67,7 +69,7 @@ def parse_path(raw: bytes) -> tuple[Address, bytes]:
     they may be used is the caller's question. Raises BadPath.
     """
     match = _ORDINARY.match(raw)
-    if match is not None and (end := match.end()) <= _ORDINARY_OCTETS:
+    if match is not None and (end := match.end()) <= PLAIN_OCTETS:
         local, domain = match.groups()
         return Address(local, domain.lower()), raw[end:]
     return _scan(raw)

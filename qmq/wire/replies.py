@@ -24,6 +24,8 @@ _REMEMBERED = 24
 _CODE = re.compile(rb"[2-5][0-9]{2}(?=[ -]|\Z)")
 # RFC 3463 2: class, subject, detail.
 _STATUS = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |\Z)")
+# A line that is a reply, as most are: its code, the status if there is one of the code's class, its text.
+_PLAIN = re.compile(r"(([245])[0-9]{2}) (?:(\2\.[0-9]{1,3}\.[0-9]{1,3}) |(?![245]\.[0-9]))([ -~]{0,450})").fullmatch
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -56,6 +58,15 @@ class ReplyParser:
         """Whether something was received behind the last whole reply."""
         return self._read < len(self._buffer) or self._code != 0
 
+    @property
+    def unread(self) -> bytes:
+        """What was received behind the last whole reply; empty within a reply of several lines."""
+        return b"" if self._code else self._buffer[self._read :]
+
+    def skip(self) -> None:
+        """What is unread is known: go on behind it."""
+        self._read = len(self._buffer)
+
     def receive(self, data: bytes) -> None:
         """Take bytes."""
         self._buffer = self._buffer[self._read :] + data if self._read < len(self._buffer) else data
@@ -63,31 +74,33 @@ class ReplyParser:
 
     def next_reply(self) -> Reply | None:
         """The next whole reply, or None: more bytes are needed. Raises ProtocolError."""
-        buffer = self._buffer
-        while True:
-            start = self._read
+        buffer, start = self._buffer, self._read
+        while start < len(buffer):
             end = buffer.find(b"\n", start, start + LINE_OCTETS)
             if end < 0:
                 if len(buffer) - start >= LINE_OCTETS:
                     raise ProtocolError(f"a line of a reply exceeds {LINE_OCTETS} octets")
-                return None
-            line = buffer[start : end - 1] if buffer[end - 1 : end] == b"\r" and end > start else buffer[start:end]
-            self._read = end + 1
-            if not self._code:
-                reply = self._remembered.get(line)
-                if reply is not None:
-                    return reply
-            reply = self._line(line)
-            if reply is not None:
+                break
+            line = buffer[start:end].removesuffix(b"\r")
+            self._read = start = end + 1
+            alone = not self._code
+            if alone and (reply := self._remembered.get(line)) is not None:
                 return reply
+            if (reply := self._line(line)) is not None:
+                if alone and len(self._remembered) < _REMEMBERED:
+                    self._remembered[line] = reply
+                return reply
+        return None
 
     def _line(self, line: bytes) -> Reply | None:
         """The reply that this line completes."""
+        if not self._code and (found := _PLAIN(line.decode("latin-1"))) is not None:
+            code, family, status, text = found.groups()
+            return Reply(int(code), status or f"{family}.0.0", text, self._mta, self._tls)
         if _CODE.match(line) is None:
             raise ProtocolError(f"no reply: {_printable(line[:80])}")
         code = int(line[:3])
-        alone = not self._code
-        if alone:
+        if not self._code:
             self._code = code
         elif self._code // 100 == code // 100:
             self._code = code  # RFC 5321 4.2.1 wants one code; if they agree in what they mean, the last line's counts
@@ -102,8 +115,6 @@ class ReplyParser:
             return None
         reply = _reply(self._code, self._text, self._mta, self._tls)
         self._code, self._lines, self._text = 0, 0, []
-        if alone and len(self._remembered) < _REMEMBERED:
-            self._remembered[line] = reply
         return reply
 
 

@@ -18,13 +18,13 @@ connection ends is a 4yz without ``mta``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from qmq.mail import Message, Octets, Reply
 from qmq.wire.replies import ProtocolError, ReplyParser
 from qmq.wire.smtp_envelope import Extensions, envelope_commands
 from qmq.wire.smtp_transaction import Stage, Transaction, known, refusal
-from qmq.wire.text import Stuffer
+from qmq.wire.text import BrokenText, LongText, stuffed
 
 More = Callable[[], Message | None]
 Finished = list[tuple[Message, list[Reply]]]
@@ -39,8 +39,8 @@ class SMTPClientWire:
     """
 
     __slots__ = (
-        "_awaited", "_chunking", "_current", "_ending", "_finished", "_lmtp", "_more", "_offered", "_out", "_parser",
-        "_reset", "_stream", "_stuffer", "_unread", "answered", "mta", "trouble",
+        "_awaited", "_chunking", "_current", "_ending", "_finished", "_lmtp", "_long", "_more", "_offered", "_out",
+        "_parser", "_reset", "_usual", "answered", "mta", "trouble",
     )  # fmt: skip
 
     # Texts in files, and any that is longer, wait for the answers to RCPT; shorter ones follow BDAT at once (RFC 3030).
@@ -64,44 +64,55 @@ class SMTPClientWire:
         self._ending: Transaction | None = None  # its text is on the way
         self._finished: Finished = []
         self._reset = False  # RSET must come before the next MAIL
-        self._stream: Iterator[bytes] | None = None  # the rest of a long text
-        self._stuffer: Stuffer | None = None  # for it; None: BDAT
-        self._unread = 0  # octets of it that BDAT announced
+        self._long: LongText | None = None  # what has not left of it
+        self._usual: bytes | None = None  # how it last took an envelope of one recipient; most say the same each time
 
     # What the connection calls.
-
-    def send(self, message: Message) -> None:
-        """Begin; only while idle. A message that this server can't take is finished at once (see finished)."""
-        self._begin(message)
 
     def receive(self, data: bytes) -> Finished:
         """
         The messages finished by these bytes, oldest first, one reply per recipient.
 
-        With *trouble* set afterwards nothing is outstanding any more, and the
-        connection is of no use.
+        With *trouble* set afterwards nothing is outstanding any more, and the connection is of no use.
         """
-        parser = self._parser
+        parser, awaited = self._parser, self._awaited
         # Only what left before these bytes came can be answered by them.
-        expected = len(self._awaited)
+        expected = len(awaited)
+        said = b""  # of an envelope
+        parser.receive(data)
         try:
-            parser.receive(data)
-            while (reply := parser.next_reply()) is not None:
+            while self.trouble is None:
+                if expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data:
+                    said = parser.unread
+                    if said == self._usual:
+                        parser.skip()
+                        self._taken_as_usual(known(self._current))
+                        return self.finished()
+                if (reply := parser.next_reply()) is None:
+                    break
                 self.answered += 1
                 if reply.code == 421:  # RFC 5321 3.8: the server closes the connection, whatever was asked
                     self.trouble = reply
                 elif expected:
                     expected -= 1
-                    self._awaited.popleft()(self, reply)
+                    awaited.popleft()(self, reply)
                 else:
                     self._unasked(reply)
-                if self.trouble is not None:
-                    self.abandon(self.trouble)
-                    break
         except ProtocolError as error:
             self.trouble = Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}")
+        if self.trouble is not None:
             self.abandon(self.trouble)
+        if said and len(said) <= _USUAL_OCTETS and not parser.held and self._ending and self._ending.taken:
+            self._usual = said
         return self.finished()
+
+    def _taken_as_usual(self, transaction: Transaction) -> None:
+        """Yes to MAIL, to its one RCPT and to DATA, known without being read."""
+        self._awaited.clear()
+        self.answered += _SINGLE
+        transaction.answered = 1
+        transaction.taken.append(0)
+        self._text(transaction)
 
     def finished(self) -> Finished:
         """The messages finished since the last call."""
@@ -118,28 +129,23 @@ class SMTPClientWire:
 
     def next_chunk(self) -> bytes:
         """The next piece of a long text, to be written before anything else; call while *streaming*."""
-        stream = self._stream
-        assert stream is not None
+        text = known(self._long)
         try:
-            chunk = next(stream, b"")
-        except OSError as error:
-            self._broken_text(f"cannot read the message's text: {error.strerror}")
+            piece = text.next_piece()
+        except BrokenText as error:
+            # Without its end the server must not keep what it has (RFC 5321 4.1.1.4).
+            self.trouble = Reply(451, "4.3.0", str(error))
+            self.abandon(self.trouble)
             return b""
-        if self._stuffer is not None:
-            if chunk:
-                return self._stuffer.feed(chunk)
-            self._out.append(self._stuffer.end())
-        elif chunk:
-            self._unread -= len(chunk)
-            if self._unread >= 0:
-                return chunk
-            self._broken_text("the message's text is longer than it was")
-            return b""
-        elif self._unread:
-            self._broken_text("the message's text is shorter than it was")
-            return b""
-        self._stream = None
-        self._text_left(_data_end if self._stuffer is not None else _chunk_end)
+        if not text.over:
+            return piece
+        self._out.append(piece)
+        self._long = None
+        if text.stuffed:
+            self._text_left(known(self._ending))
+        else:
+            known(self._current).sent = True
+            self._awaited.append(_chunk_end)
         return self.to_send()
 
     def abandon(self, reason: Reply) -> None:
@@ -149,7 +155,7 @@ class SMTPClientWire:
         Recipients that were answered keep their reply, the others get *reason*;
         it says so where the text had left and the truth may be otherwise.
         """
-        self._stream = None
+        self._long = None
         self._awaited.clear()
         self._out.clear()
         for transaction in (self._ending, self._current):
@@ -175,12 +181,12 @@ class SMTPClientWire:
     @property
     def streaming(self) -> bool:
         """Whether a long text waits to be taken by next_chunk."""
-        return self._stream is not None
+        return self._long is not None
 
     @property
     def stage(self) -> Stage:
         """What is waited for now."""
-        if self._stream is not None:
+        if self._long is not None:
             return Stage.TEXT
         if not self._awaited:
             return Stage.IDLE
@@ -188,35 +194,40 @@ class SMTPClientWire:
 
     # A transaction's beginning.
 
-    def _begin(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
+        """Begin; only while idle. A message that this server can't take is finished at once (see finished)."""
+        offered = self._offered
         by_chunk = self._by_chunk(message)
-        lines: list[bytes] | Reply
+        said: bytes | Reply
         try:
-            lines = envelope_commands(message, self._offered, self.mta, binary=by_chunk and self._offered.binarymime)
+            said = envelope_commands(message, offered, self.mta, binary=by_chunk and offered.binarymime)
         except OSError as error:
-            lines = Reply(451, "4.3.0", f"cannot read the message's text: {error.strerror}")
-        if isinstance(lines, Reply):
-            self._finished.append((message, [lines] * len(message.envelope.recipients)))
+            said = Reply(451, "4.3.0", f"cannot read the message's text: {error.strerror}")
+        if isinstance(said, Reply):
+            self._finished.append((message, [said] * len(message.envelope.recipients)))
             return
         transaction = self._current = Transaction(message, behind=self._ending is not None)
-        if not self._offered.pipelining:
+        if not offered.pipelining:
+            commands = said.splitlines(keepends=True)
             if self._reset:
-                lines.insert(0, b"RSET\r\n")
-            transaction.commands = iter(lines)
+                commands.insert(0, b"RSET\r\n")
+            transaction.commands = iter(commands)
             self._say(next(transaction.commands))
             return
-        out, awaited = self._out, self._awaited
+        awaited = self._awaited
         if self._reset:
             self._reset = False
-            out.append(b"RSET\r\n")
+            self._out.append(b"RSET\r\n")
             awaited.append(_reset)
-        out += lines
         awaited.append(_mail)
-        awaited.extend([_rcpt] * len(transaction.replies))
+        for _ in transaction.replies:
+            awaited.append(_rcpt)
         if not by_chunk:
-            out.append(b"DATA\r\n")
+            self._out.append(said + b"DATA\r\n")
             awaited.append(_data)
-        elif message.body.data is not None and message.size <= self.AT_ONCE:
+            return
+        self._out.append(said)
+        if message.body.data is not None and message.size <= self.AT_ONCE:
             self._chunk(transaction)
 
     def _by_chunk(self, message: Message) -> bool:
@@ -259,16 +270,7 @@ class SMTPClientWire:
 
     def _rcpt_answered(self, reply: Reply) -> None:
         transaction = known(self._current)
-        number = transaction.answered
-        transaction.answered = number + 1
-        if transaction.refusal is not None:
-            transaction.replies[number] = transaction.refusal
-            transaction.lost_way = transaction.lost_way or reply.ok
-        elif reply.ok:
-            transaction.taken.append(number)
-        else:
-            transaction.replies[number] = refusal(reply, "RCPT")
-        if transaction.answered < len(transaction.replies):
+        if not transaction.recipient_answered(reply):
             self._go_on(transaction)
         elif not self._awaited:
             self._envelope_answered(transaction)
@@ -301,13 +303,8 @@ class SMTPClientWire:
         transaction = known(self._ending)
         if not reply.ok:
             reply = refusal(reply, "the end of the data")
-        if self._lmtp:
-            for number in transaction.taken:
-                if transaction.replies[number] is None:
-                    transaction.replies[number] = reply
-                    break
-            if None in transaction.replies:
-                return
+        if self._lmtp and not transaction.end_answered(reply):
+            return
         self._finish(transaction, reply)
         if not self._offered.pipelining or not transaction.taken:
             self._next()
@@ -322,7 +319,7 @@ class SMTPClientWire:
 
     def _unasked(self, reply: Reply) -> None:
         transaction = self._ending or self._current
-        if self._stream is None or transaction is None or reply.code < 400:
+        if self._long is None or transaction is None or reply.code < 400:
             raise ProtocolError(f"a reply that nothing was asked for: {reply.code} {reply.text[:80]}")
         # Refused in the middle of the text: the refusal counts, but a text can't be broken off.
         self._finish(transaction, reply)
@@ -343,12 +340,11 @@ class SMTPClientWire:
             return
         message = transaction.message
         data = message.body.data
-        self._stuffer = stuffer = Stuffer()
         if data is None:
-            self._stream = message.chunks()
+            self._long = LongText(message.chunks())
             return
-        self._out += (stuffer.feed(message.fields + data), stuffer.end())
-        self._text_left(_data_end)
+        self._out.append(stuffed(message.fields, data))
+        self._text_left(transaction)
 
     def _chunk(self, transaction: Transaction) -> None:
         """BDAT, and the text behind it without waiting for an answer (RFC 3030 2)."""
@@ -356,25 +352,20 @@ class SMTPClientWire:
         self._out.append(b"BDAT %d LAST\r\n" % message.size)
         data = message.body.data
         if data is None:
-            self._stuffer, self._stream, self._unread = None, message.chunks(), message.size
+            self._long = LongText(message.chunks(), message.size)
             return
         self._out += (message.fields, data)
-        self._text_left(_chunk_end)
-
-    def _text_left(self, end: Callable[[SMTPClientWire, Reply], None]) -> None:
-        transaction = known(self._current if end is _chunk_end else self._ending)
         transaction.sent = True
-        if end is _chunk_end:
-            self._awaited.append(end)
-            return
-        self._awaited.extend([end] * (len(transaction.taken) if self._lmtp else 1))
+        self._awaited.append(_chunk_end)
+
+    def _text_left(self, transaction: Transaction) -> None:
+        transaction.sent = True
+        awaited = self._awaited
+        awaited.append(_data_end)
+        if self._lmtp:
+            awaited.extend([_data_end] * (len(transaction.taken) - 1))
         if self._offered.pipelining:
             self._next()
-
-    def _broken_text(self, why: str) -> None:
-        """The text can't be had whole. Without its end the server must not keep what it has (RFC 5321 4.1.1.4)."""
-        self.trouble = Reply(451, "4.3.0", why)
-        self.abandon(self.trouble)
 
     # A transaction's end.
 
@@ -388,8 +379,12 @@ class SMTPClientWire:
 
     def _next(self) -> None:
         while self.trouble is None and self._current is None and (message := self._more()) is not None:
-            self._begin(message)
+            self.send(message)
 
+
+# An envelope of one recipient awaits so many answers: to MAIL, RCPT, DATA. Longer ones are not remembered.
+_SINGLE = 3
+_USUAL_OCTETS: Octets = 512
 
 _reset = SMTPClientWire._reset_answered
 _mail = SMTPClientWire._mail_answered

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from qmq.mail import Reply
-from qmq.wire.path import BadPath, parse_path
+from qmq.mail import Address, Reply
+from qmq.wire.path import PLAIN, PLAIN_OCTETS, BadPath, parse_path
 from qmq.wire.smtp_events import (
     Chunk,
     DataStart,
@@ -58,7 +58,7 @@ def parse_command(line: bytes) -> Event:
     Closes on what no mail client would send: a bare LF, a TLS handshake, an HTTP request, a header field.
     """
     parse = _COMMANDS.get(line[:4].upper())
-    event = parse(line[4:]) if parse is not None else _UNKNOWN
+    event = parse(line) if parse is not None else _UNKNOWN
     return _suspect(line, event) if type(event) is Malformed else event
 
 
@@ -81,7 +81,14 @@ def _suspect(line: bytes, event: Malformed) -> Malformed:
     return event
 
 
-def _rcpt(argument: bytes) -> Event:
+# What most clients say, in one step.
+_PLAIN_RCPT = re.compile(rb"(?i:RCPT TO:)" + PLAIN)
+
+
+def _rcpt(line: bytes) -> Event:
+    if len(line) <= PLAIN_OCTETS and (match := _PLAIN_RCPT.fullmatch(line)):
+        return RcptTo(Address(match[1], match[2].lower()))
+    argument = line[4:]
     if argument[:4].upper() != b" TO:":
         return _RCPT_SYNTAX
     try:
@@ -98,7 +105,14 @@ def _rcpt(argument: bytes) -> Event:
     return RcptTo(recipient) if recipient.local else _NULL_RECIPIENT
 
 
-def _mail(argument: bytes) -> Event:
+_PLAIN_MAIL = re.compile(rb"(?i:MAIL FROM:)" + PLAIN + rb"(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?")
+
+
+def _mail(line: bytes) -> Event:
+    if len(line) <= PLAIN_OCTETS and (match := _PLAIN_MAIL.fullmatch(line)):
+        local, domain, size, body_type = match.groups()
+        return MailFrom(Address(local, domain.lower()), int(size or 0), body_type or b"7BIT")
+    argument = line[4:]
     if argument[:6].upper() != b" FROM:":
         return _MAIL_SYNTAX
     try:
@@ -119,13 +133,9 @@ _SPACE = 0x20
 _PARAMETERS = re.compile(rb"(?: +[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?)* *")
 _SIZE_DIGITS = 20  # RFC 1870 4
 _BODY_TYPES = frozenset({b"7BIT", b"8BITMIME", b"BINARYMIME"})
-# What most clients say, in one step.
-_ORDINARY = re.compile(rb" SIZE=([0-9]{1,20})(?: BODY=(7BIT|8BITMIME))?")
 
 
 def _mail_parameters(event: MailFrom, rest: bytes) -> Event:
-    if match := _ORDINARY.fullmatch(rest):
-        return MailFrom(event.sender, int(match[1]), match[2] or b"7BIT")
     if rest[0] != _SPACE:
         return _MAIL_SYNTAX
     if not _PARAMETERS.fullmatch(rest):
@@ -159,7 +169,8 @@ _HELO_NAME = re.compile(rb"[!-~]{1,255}")
 
 
 def _hello(*, extended: bool) -> Callable[[bytes], Event]:
-    def parse(argument: bytes) -> Event:
+    def parse(line: bytes) -> Event:
+        argument = line[4:]
         name = argument.strip(b" ")
         if argument and argument[0] != _SPACE:
             return _UNKNOWN
@@ -169,12 +180,13 @@ def _hello(*, extended: bool) -> Callable[[bytes], Event]:
     return parse
 
 
-def _alone(event: Event) -> Callable[[bytes], Event]:
+def _alone(event: Event, length: int = 4) -> Callable[[bytes], Event]:
     """A command that takes no argument; spaces behind it are tolerated (RFC 5321 4.1.1)."""
 
-    def parse(argument: bytes) -> Event:
-        if not argument:
+    def parse(line: bytes) -> Event:
+        if len(line) == length:
             return event
+        argument = line[length:]
         if argument[0] != _SPACE:
             return _UNKNOWN
         return _TAKES_NO_ARGUMENT if argument.strip(b" ") else event
@@ -185,7 +197,8 @@ def _alone(event: Event) -> Callable[[bytes], Event]:
 def _free(event: Event, without: Event) -> Callable[[bytes], Event]:
     """A command whose argument, if any, is not looked at; *without* is for none."""
 
-    def parse(argument: bytes) -> Event:
+    def parse(line: bytes) -> Event:
+        argument = line[4:]
         if argument and argument[0] != _SPACE:
             return _UNKNOWN
         if _CONTROL.search(argument):
@@ -195,18 +208,18 @@ def _free(event: Event, without: Event) -> Callable[[bytes], Event]:
     return parse
 
 
-_starttls = _alone(StartTLS())
+_starttls = _alone(StartTLS(), 8)
 
 
-def _star(argument: bytes) -> Event:
-    return _starttls(argument[4:]) if argument[:4].upper() == b"TTLS" else _UNKNOWN
+def _star(line: bytes) -> Event:
+    return _starttls(line) if line[4:8].upper() == b"TTLS" else _UNKNOWN
 
 
 _CHUNK = re.compile(rb" +([0-9]{1,20})( +LAST)? *", re.IGNORECASE)
 
 
-def _bdat(argument: bytes) -> Event:
-    match = _CHUNK.fullmatch(argument)
+def _bdat(line: bytes) -> Event:
+    match = _CHUNK.fullmatch(line, 4)
     return Chunk(int(match[1]), bool(match[2])) if match else _BDAT_SYNTAX
 
 

@@ -7,10 +7,18 @@ server's, so the refusal names it.
 
 from __future__ import annotations
 
+import re
+
 from qmq.mail import Message, Octets, Reply, path, value, wire_sender
 
 # RFC 5322 2.1: header and text are parted by an empty line. A header longer than this is looked at no further.
 _HEADER_OCTETS: Octets = 262144
+
+# An envelope whose addresses need no care: dot-atoms in ASCII (RFC 5322 3.2.3) at names of hosts. One look instead of
+# one for each thing that an address may have.
+_ATOM = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++"
+_ADDRESS = rb"<%b(?:\.%b)*+@[a-z0-9._-]++>" % (_ATOM, _ATOM)
+_PLAIN = re.compile(rb"MAIL FROM:%b[ -~]*+\r\n(?:RCPT TO:%b\r\n)++" % (_ADDRESS, _ADDRESS)).fullmatch
 
 
 @value
@@ -45,15 +53,13 @@ def extensions(ehlo: Reply) -> Extensions:
     )
 
 
-def envelope_commands(message: Message, offered: Extensions, mta: str, *, binary: bool) -> list[bytes] | Reply:
+def envelope_commands(message: Message, offered: Extensions, mta: str, *, binary: bool) -> bytes | Reply:
     """
-    MAIL and the RCPTs, a line each, CRLF at the end; or why *mta* can't take the message.
+    MAIL and the RCPTs, a line each with CRLF at its end; or why *mta* can't take the message.
 
     *binary*: BINARYMIME can be sent (BDAT is at hand).
     """
     envelope = message.envelope
-    if not envelope.recipients:
-        return Reply(554, "5.5.1", "no recipients")
     parameters = b""
     if (limit := offered.size) is not None:
         size = message.size
@@ -68,19 +74,35 @@ def envelope_commands(message: Message, offered: Extensions, mta: str, *, binary
         if not binary:
             return Reply(554, "5.6.3", "this host does not take binary messages (BINARYMIME)", mta)
         parameters += b" BODY=BINARYMIME"
-    lines = [b"MAIL FROM:<%s>%s\r\n" % (path(wire_sender(envelope.sender)), parameters)]
-    lines += [b"RCPT TO:<%s>\r\n" % path(recipient) for recipient in envelope.recipients]
-    said = b"".join(lines)
+    sender = envelope.sender
+    said = b"MAIL FROM:<%s@%s>%s\r\n" % (sender.local, sender.domain, parameters) + b"".join(
+        [b"RCPT TO:<%s@%s>\r\n" % (one.local, one.domain) for one in envelope.recipients]
+    )
+    if _PLAIN(said) is not None and not envelope.smtputf8:
+        return said
+    return _with_care(message, offered, mta, parameters)
+
+
+def _with_care(message: Message, offered: Extensions, mta: str, parameters: bytes) -> bytes | Reply:
+    """The commands of an envelope with an address that is not of the plainest kind, or with none."""
+    envelope = message.envelope
+    recipients = envelope.recipients
+    if not recipients:
+        return Reply(554, "5.5.1", "no recipients")
+    mail = b"MAIL FROM:<%s>%s" % (path(wire_sender(envelope.sender)), parameters)
+    said = b"\r\n" + b"".join([b"RCPT TO:<%s>\r\n" % path(recipient) for recipient in recipients])
     # An address with a line end in it would be a command of its own to the server.
-    if said.count(b"\n") != len(lines) or said.count(b"\r") != len(lines) or b"\0" in said:
+    ends = len(recipients) + 1
+    if b"\n" in mail or b"\r" in mail or said.count(b"\n") != ends or said.count(b"\r") != ends or b"\0" in mail + said:
         return Reply(553, "5.1.3", "a control character in an address")
-    if envelope.smtputf8 or not said.isascii():
+    ascii_alone = mail.isascii() and said.isascii()
+    if envelope.smtputf8 or not ascii_alone:
         if offered.smtputf8:
-            lines[0] = lines[0][:-2] + b" SMTPUTF8\r\n"
-        elif not said.isascii() or not _ascii_header(message):
+            mail += b" SMTPUTF8"
+        elif not ascii_alone or not _ascii_header(message):
             text = "this host does not take internationalized addresses or header fields (SMTPUTF8)"
             return Reply(553, "5.6.7", text, mta)
-    return lines
+    return mail + said
 
 
 def _ascii_header(message: Message) -> bool:

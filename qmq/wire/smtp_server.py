@@ -175,7 +175,7 @@ class SMTPServerWire:
         self._forget()
 
     def _text_part(self, text: Text) -> Event | None:
-        while True:
+        while self.held:
             piece, at, ended = text.take(self._buffer, self._at)
             self._take(at)
             lines = text.lines
@@ -190,6 +190,7 @@ class SMTPServerWire:
                 self._text = None
                 return self._await(BodyPart(piece, True, True, LINE_TOO_LONG if lines.too_long else None))
             return BodyPart(piece) if piece else None
+        return None
 
     def _chunk_part(self) -> Event | None:
         at = self._at

@@ -10,6 +10,7 @@ from qmq.mail import Message, Reply
 from qmq.wire.replies import ProtocolError
 
 T = TypeVar("T")
+_NONE: Iterator[bytes] = iter(())
 
 
 class Stage(Enum):
@@ -36,16 +37,34 @@ class Transaction:
         self.refusal: Reply | None = None  # MAIL's
         self.lost_way = False  # a recipient was accepted after MAIL was refused
         self.sent = False  # the text has left, or may have
-        self.commands: Iterator[bytes] = iter(())  # without PIPELINING: those still to be said
+        self.commands = _NONE  # without PIPELINING: those still to be said
+
+    def recipient_answered(self, reply: Reply) -> bool:
+        """The answer to the next RCPT; whether it was the last. Raises ProtocolError."""
+        number = self.answered
+        self.answered = number + 1
+        if self.refusal is not None:
+            self.replies[number] = self.refusal
+            self.lost_way = self.lost_way or reply.ok
+        elif reply.ok:
+            self.taken.append(number)
+        else:
+            self.replies[number] = refusal(reply, "RCPT")
+        return self.answered == len(self.replies)
+
+    def end_answered(self, reply: Reply) -> bool:
+        """LMTP's answer to the text, for the next recipient that was accepted; whether it was the last."""
+        for number in self.taken:
+            if self.replies[number] is None:
+                self.replies[number] = reply
+                break
+        return None not in self.replies
 
     def outcome(self, rest: Reply | None) -> list[Reply]:
         """A reply for each recipient; *rest* for those without one of their own."""
-        replies: list[Reply] = []
-        for reply in self.replies:
-            one = reply if reply is not None else rest
-            assert one is not None
-            replies.append(one)
-        return replies
+        if rest is None:
+            return [known(reply) for reply in self.replies]
+        return [reply or rest for reply in self.replies]
 
 
 def known(thing: T | None) -> T:

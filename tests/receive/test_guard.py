@@ -95,7 +95,7 @@ class GuardTests(SynchronousTestCase):
     def test_forgiven(self):
         """A checker with its credit back is asked as if nothing had been."""
         policy = self.policy(Hangs(sleep))
-        check = policy._recipient[0]
+        check = policy._panels.of(SESSION.environment).recipient[0]
         self.ask(policy, BAD)
         self.assertNotEqual(check.ask, check.method)
         check.credit._at -= 1000
@@ -159,7 +159,7 @@ class GuardTests(SynchronousTestCase):
 
             self.assertLess(time.perf_counter() - began, 1)
             self.assert_stuck(self.successResultOf(answer))
-            self.assertLess(policy._recipient[0].credit.left(time.monotonic()), PATIENCE)
+            self.assertLess(policy._panels.of(SESSION.environment).recipient[0].credit.left(time.monotonic()), PATIENCE)
         self.flushLoggedErrors(Stuck)
 
     def test_made_anew(self):
@@ -251,7 +251,7 @@ class GuardTests(SynchronousTestCase):
         policy = self.policy(Hangs(loop))
         self.ask(policy, GOOD)
 
-        policy._recipient[0].stuck(1)
+        policy._panels.of(SESSION.environment).recipient[0].stuck(1)
         self.guard.stop()
         self.ask(policy, GOOD)
 

@@ -1,14 +1,24 @@
+from dataclasses import replace
+
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from qmq.interfaces import IBlocking, ICheckerFactory, IHeloChecker, IMessageChecker, IRecipientChecker
+from qmq.interfaces import (
+    IBlocking,
+    ICheckerFactory,
+    IHeloChecker,
+    IMessageChecker,
+    IRecipientChecker,
+    ISelective,
+    ISenderChecker,
+)
 from qmq.mail import Address, Reply
 from qmq.receive.catalogue import installed, make, make_checkers, parted, terms_of
 from qmq.receive.context import Context
 from qmq.receive.policy import Policy, Refusal, Terms
-from qmq.session import VOUCH, Session, Transaction, Verdict
+from qmq.session import VOUCH, Environment, Session, Transaction, Verdict
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
 TRANSACTION = Transaction(b"spool-1", Address(b"a", b"x.example"))
@@ -205,6 +215,51 @@ class PolicyTests(SynchronousTestCase):
         self.assertIs(policy.message(SESSION, TRANSACTION, None), VOUCH)
         self.assertIsNone(policy.connection(SESSION))
         self.assertIsNone(policy.sender(SESSION, TRANSACTION))
+
+    def test_selective(self):
+        """A checker that says whom it concerns is asked of those alone, and asked whom once for all of them."""
+
+        @implementer(IHeloChecker, ISenderChecker, ISelective)
+        class OfSome:
+            wondered = 0
+
+            def concerns(self, environment, phase):
+                self.wondered += 1
+                return environment.spf > 0 and phase == "helo"
+
+            def helo(self, session):
+                return REFUSAL
+
+            def sender(self, session, transaction):
+                return REFUSAL
+
+        checker = OfSome()
+        policy = Policy([("c", checker), ("d", Says())], self.clock)
+        some = replace(SESSION, environment=Environment(spf=3))
+
+        for _ in range(2):
+            self.assertIsNone(policy.helo(SESSION))
+            self.assertEqual(policy.helo(some), Refusal(0, REFUSAL))
+            self.assertIsNone(policy.sender(some, TRANSACTION))
+        self.assertEqual(checker.wondered, 4)
+        self.assertEqual(policy.tallies()["c"]["asked"], 2)
+
+    def test_selective_broken(self):
+        """One that cannot say whom it concerns is asked of everybody, and named in the log."""
+
+        @implementer(IHeloChecker, ISelective)
+        class Broken:
+            def concerns(self, environment, phase):
+                raise SystemExit
+
+            def helo(self, session):
+                return REFUSAL
+
+        policy = Policy([("c", Broken())], self.clock)
+
+        self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
+        self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 1)
+        self.assertEqual(policy.tallies()["c"]["failed"], 1)
 
     def test_useless(self):
         """What provides no checker's interface is refused at the start, and so is what does not keep its word."""

@@ -11,7 +11,7 @@ from qmq.mail import Reply
 from qmq.receive.clients import Clients, Deny, Layers
 from qmq.receive.draft import Drafts
 from qmq.receive.reception import Limits
-from qmq.receive.smtp import Crowd, client_of
+from qmq.receive.smtp import Crowd, caller_of
 from qmq.rules.watched import Files
 from qmq.session import Session
 from tests.receive.fakes import LETTER, TAKEN, TEXT, Client, ListenerCase
@@ -114,10 +114,10 @@ class CrowdTests(ListenerCase):
 
     def test_client_address(self):
         """A client's address is known in its plain form, or as none for a unix socket."""
-        self.assertEqual(client_of(IPv4Address("TCP", "192.0.2.1", 1)), ip_address("192.0.2.1"))
-        self.assertEqual(client_of(IPv6Address("TCP", "::ffff:192.0.2.1", 1)), ip_address("192.0.2.1"))
-        self.assertEqual(client_of(IPv6Address("TCP", "fe80::1%eth0", 1)), ip_address("fe80::1"))
-        self.assertIsNone(client_of(UNIXAddress(None)))
+        for host, ip in ("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::1"):
+            caller = caller_of(IPv6Address("TCP", host, 1) if ":" in host else IPv4Address("TCP", host, 1))
+            self.assertEqual((caller.address, caller.ip), (ip_address(ip), ip))
+        self.assertIsNone(caller_of(UNIXAddress(None)).address)
 
     def test_nothing_left(self):
         """When all sessions are over, nothing is remembered and no timer runs."""
@@ -271,6 +271,17 @@ class StartTLSTests(ListenerCase):
         self.assertEqual(heard, ["220 2.0.0 ready for TLS"])
         client.conversation.handshakeCompleted()
         self.assertEqual(client.codes(b"RCPT TO:<b@ours.example>", b"DATA"), ["503", "503"])
+
+    def test_no_name_after(self):
+        """A name that was said in the clear is in no Received field of what comes by TLS."""
+        client = self.client(context="context")
+        client.say(HELLO, b"STARTTLS")
+        client.conversation.handshakeCompleted()
+
+        client.say(*LETTER[1:])
+        client.send(ENDED)
+
+        self.assertIn(b"Received: from unknown (", self.hop.sent[0][1])
 
     def test_in_transaction(self):
         """STARTTLS in a transaction forgets it."""

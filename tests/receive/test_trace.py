@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.mail import Address
-from qmq.receive.trace import Trace, hops, protocol
+from qmq.mail import Address, Origin
+from qmq.receive.trace import Arrival, Trace, hops, protocol
 from qmq.session import Session
 
 
@@ -17,7 +17,7 @@ def session(**how):
 class ReceivedTests(SynchronousTestCase):
     def field(self, session, only=None, smtputf8=False):
         trace = Trace(b"mx.example", lambda: 0)
-        return trace.received(trace.opening(session), session, protocol(session, smtputf8=smtputf8), b"s-1f", only)
+        return trace.received(trace.begun(session, protocol(session, smtputf8=smtputf8)), b"s-1f", only)
 
     def test_form(self):
         """The field tells who, by whom, how, as what, for whom and when, and is folded."""
@@ -42,6 +42,17 @@ class ReceivedTests(SynchronousTestCase):
     def test_local(self):
         """A client of a unix socket has no address."""
         self.assertIn(b"(local)", self.field(session(client="")))
+
+    def test_arrival(self):
+        """All messages of a session begin alike, but for the letters that checkers add and for SMTPUTF8."""
+        arrival = Arrival(Trace(b"mx.example", lambda: 0), session(client="::1", tls="x", user=b"u"))
+
+        begun, origin = arrival.of(b"", smtputf8=False)
+
+        self.assertEqual(begun, b"Received: from c.example ([IPv6:::1])\r\n\tby mx.example with ESMTPSA (x) id ")
+        self.assertEqual(origin, Origin(b"ESMTPSA", b"::1", 4, b"c.example", b"u"))
+        self.assertIs(arrival.of(b"", smtputf8=False)[1], origin)
+        self.assertEqual(arrival.of(b"M", smtputf8=True)[1].protocol, b"UTF8SMTPSAM")
 
     def test_protocols(self):
         """The word after "with" tells ESMTP, TLS and SMTPUTF8 apart."""

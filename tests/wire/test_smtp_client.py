@@ -70,6 +70,51 @@ class PipeliningTests(SynchronousTestCase):
         self.assertEqual(finished, [(sent, [Reply(250, "2.0.0", "queued as 1", MTA)] * 2)])
         self.assertTrue(wire.idle)
 
+    def test_same_words_each_time(self) -> None:
+        """A server that says the same words to each envelope is understood each time, until it says others."""
+        wire = wire_for()
+        yes = b"250 sender ok\r\n250-rcpt\r\n250 ok\r\n354 go\r\n"
+        for _ in range(3):
+            wire.send(message("a", data=b"x\r\n"))
+            wire.to_send()
+            before = wire.answered
+            self.assertEqual(wire.receive(yes), [])
+            self.assertEqual(wire.answered, before + 3)
+            self.assertEqual(wire.to_send(), b"x\r\n.\r\n")
+            self.assertEqual(codes(wire.receive(b"250 taken\r\n")), [[250]])
+
+        wire.send(message("a"))
+        self.assertEqual(codes(wire.receive(b"250 ok\r\n550 no such user\r\n503 no recipients\r\n")), [[550]])
+
+    def test_same_words_behind_another_answer(self) -> None:
+        """So it is where they come behind the answer to the message in front, or in two pieces."""
+        yes = b"250 ok\r\n250 ok\r\n354 go\r\n"
+        wire = wire_for(PIPELINING, *(message("a", data=b"%d\r\n" % n) for n in range(1, 4)))
+        wire.send(message("a", data=b"0\r\n"))
+        wire.receive(yes)
+        for n in range(1, 4):
+            wire.to_send()
+            finished = wire.receive(b"250 taken as %d\r\n" % n + yes[: 7 * n]) + wire.receive(yes[7 * n :])
+            self.assertEqual(codes(finished), [[250]])
+            self.assertTrue(wire.to_send().startswith(b"%d\r\n.\r\n" % n))
+
+    def test_same_words_in_another_place(self) -> None:
+        """The same words are no yes to an envelope of two, nor behind half a reply, nor where nothing was asked."""
+        yes = b"250 ok\r\n250 ok\r\n354 go\r\n"
+        for before, rest in ((["a", "b"], b""), (["a"], b"550-no\r\n"), ([], b"")):
+            wire = wire_for()
+            wire.send(message("a"))
+            wire.receive(yes)
+            wire.receive(b"250 taken\r\n")
+            wire.to_send()
+            if before:
+                wire.send(message(*before))
+                wire.receive(rest)
+                wire.to_send()
+            wire.receive(yes)
+
+            self.assertNotIn(b"body", wire.to_send())
+
     def test_next_rides_along(self) -> None:
         """The next envelope is in the same write as the text in front of it, and is asked for once."""
         wire = wire_for(PIPELINING, message("b"), message("c"))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.wire.text import LineCheck, Stuffer, Text
+from qmq.wire.text import stuffed as stuffed_whole
 
 # Octets of which end marks, and what looks like them, are made.
 PIECES = st.lists(st.sampled_from([b"\r\n", b".", b"..", b"a", b"word", b"\r\n.", b".\r\n"]), max_size=25).map(b"".join)
@@ -173,6 +174,12 @@ class StufferTests(SynchronousTestCase):
         self.assertEqual(stuffed(b"", []), b".\r\n")
         self.assertEqual(stuffed(b"a\r\n", [2]), b"a\r\n.\r\n")
         self.assertEqual(stuffed(b"a", []), b"a\r\n.\r\n")
+
+    def test_whole(self) -> None:
+        """A text in one piece, header fields of ours in front, goes out as one that came by pieces."""
+        for fields in (b"", b"Received: x\r\n", b".odd: x\r\n.y\r\n"):
+            for body in (b"", b".", b".\r\n", b"a", b"a\r\n.\r\n..b\r\n", b"\r\n.", b"a\r\n"):
+                self.assertEqual(stuffed_whole(fields, body), stuffed(fields + body, []))
 
     def test_untouched(self) -> None:
         """A piece without dots to double is passed on as it is, not copied."""

@@ -1,0 +1,83 @@
+"""
+Who is asked of whom: the checks of each phase that have anything to say of clients with the same settings.
+
+Most checks do nothing where their variable is not set. Those that say so
+(ISelective) are left out once, for all whom the same rule covers, and cost
+their messages nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from qmq.mail import value
+from qmq.receive.check import Check
+from qmq.receive.guard import Guard
+from qmq.session import Environment
+
+# As many settings as there are rules for are few; a bound all the same.
+_MOST = 4000
+
+
+@value
+class Panel:
+    """Those who judge clients with these settings, by phase, in order."""
+
+    environment: Environment
+    connection: Sequence[Check]
+    helo: Sequence[Check]
+    sender: Sequence[Check]
+    recipient: Sequence[Check]
+    data: Sequence[Check]
+    message: Sequence[Check]
+
+
+class Panels:
+    """
+    Chooses among *phases*, all the checks by phase.
+
+    *broken* is told of a check that raises when it is asked whom it concerns;
+    such a check is asked of everybody.
+    """
+
+    def __init__(
+        self,
+        phases: Mapping[str, Sequence[Check]],
+        guard: Guard,
+        broken: Callable[[Check, BaseException], object],
+    ) -> None:
+        self._phases = phases
+        self._guard = guard
+        self._broken = broken
+        self._panels: dict[int, Panel] = {}  # by the identity of their environments, which they hold
+
+    def of(self, environment: Environment) -> Panel:
+        """Those who judge clients with these settings."""
+        panel = self._panels.get(id(environment))
+        if panel is None:
+            if len(self._panels) >= _MOST:
+                self._panels.clear()
+            chosen = {
+                phase: tuple([check for check in checks if self._concerned(check, environment, phase)])
+                for phase, checks in self._phases.items()
+            }
+            panel = self._panels[id(environment)] = Panel(environment, **chosen)
+        return panel
+
+    def _concerned(self, check: Check, environment: Environment, phase: str) -> bool:
+        if check.concerns is None:
+            return True
+        guard = self._guard
+        if not guard.armed:
+            guard.arm()
+        guard.serial += 1
+        outer = guard.running
+        try:
+            guard.running = check
+            concerned = bool(check.concerns(environment, phase))
+            guard.running = outer
+        except BaseException as error:  # noqa: BLE001 - a stranger's code; not even its SystemExit is for us
+            guard.running = outer
+            self._broken(check, error)
+            return True
+        return concerned

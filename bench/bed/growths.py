@@ -98,8 +98,12 @@ def goals(rows):
             judge(f"memory at 1,000,000 ({series}): at most 400 MB", deep["memory"] / 1e6, 400, " MB")
     many, one = at.get(("instances", "to 1", 1000)), at.get(("instances", "to 1", 1))
     if many and one:
-        judge("memory of each of 1,000 instances: at most 300 kB", (many["rest"] - one["rest"]) / 999e3, 300, " kB")
+        judge("memory of each of 1,000 instances at rest: at most 300 kB",
+              (many["rest"] - one["rest"]) / 999e3, 300, " kB")  # fmt: skip
         judge("start with 1,000 instances: at most 10 s", many["start"], 10, " s")
+        if used := at.get(("instances", "to all", 1000)):
+            judge("memory of each of 1,000 instances at work: at most 300 kB",
+                  (used["memory"] - one["memory"]) / 999e3, 300, " kB")  # fmt: skip
     for series in ("to 1", "to 10"):
         many, ten = at.get(("instances", series, 1000)), at.get(("instances", series, 10))
         if many and ten:

@@ -20,6 +20,7 @@ from qmq.conf.explain import census
 from qmq.conf.model import Conf
 from qmq.cord import CHILD
 from qmq.lifeline import Lifeline
+from qmq.mail import Seconds
 from qmq.notify import Notifier, listen_fds, matched
 from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
@@ -36,6 +37,9 @@ from qmq.service.succession import Succession
 from qmq.sockets import CannotListen, Listener, Sockets
 
 log = Logger()
+
+# So long clients wait for the workers' instances at a start; longer, and their mail is kept by the primary.
+_PATIENCE: Seconds = 3
 
 
 class Gateway(MultiService):
@@ -186,8 +190,9 @@ class Gateway(MultiService):
             service: InstanceService | PrimaryService
             if takes_mail(role):
                 service = self.primary = PrimaryService(
-                    self.house, self.sockets, self.instances, self.known.states, role
-                )
+                    self.house, self.sockets, self.instances, self.known.states, role,
+                    patience=_PATIENCE if self.crews and not self.succession.succeeds else 0,
+                )  # fmt: skip
             else:
                 service = self.instances[role] = InstanceService(
                     self.house, self.conf.instance(role), self.sockets,
@@ -308,6 +313,8 @@ class Gateway(MultiService):
         found = self.listeners(self.conf)
         addresses = " ".join(f"{w.word.partition('/')[0]}={w.address}" for w in found if not w.path)
         say(f"qmq ready: {addresses} ({census(self.conf)}, spool {self.conf.general.spool})")
+        if self.primary is not None:
+            self.primary.welcome()
         self.notifier.ready()
         self.succession.done()
 

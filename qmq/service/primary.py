@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from zope.interface import directlyProvides
 
@@ -18,7 +19,7 @@ from qmq.conf.clients import listener_word
 from qmq.conf.model import Conf, Listen
 from qmq.deadlines import Deadlines
 from qmq.interfaces import IRecipientChecker, ISenderChecker
-from qmq.mail import Address
+from qmq.mail import Address, Seconds
 from qmq.receive.draft import Drafts
 from qmq.receive.guard import Guard
 from qmq.receive.reception import Reception
@@ -52,11 +53,14 @@ class PrimaryService(MultiService):
     All that takes mail in this process. *here* are the instances that run in it, *name* is its store's.
 
     What came before a stop and was not handed over is counted once the store is open.
+    For so many seconds of *patience* clients wait for their banner until the instances are
+    up (`welcome`): what came before would have to be kept here first.
     """
 
     def __init__(
-        self, house: House, sockets: Sockets, here: Mapping[str, InstanceService], states: States, name: str = NAME
-    ) -> None:
+        self, house: House, sockets: Sockets, here: Mapping[str, InstanceService], states: States, name: str = NAME,
+        *, patience: Seconds = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.setName(NAME)
         self.started: Deferred[None] = Deferred()
@@ -64,6 +68,8 @@ class PrimaryService(MultiService):
         self._sockets = sockets
         self._ports: dict[Listen, Any] = {}
         self._leaving = False
+        self._patience = patience
+        self._opening: IDelayedCall | None = None  # when patience ends
         self._numbers = count(1)  # of the connections, over reloads too
         self._guard = Guard()
         self._tallies = Tallies()
@@ -86,8 +92,15 @@ class PrimaryService(MultiService):
         super().startService()
         self.kept.started.addCallback(self._open).chainDeferred(self.started)
 
+    def welcome(self) -> None:
+        """The instances are up: no more waiting for them."""
+        self._patience = 0
+        if self._wait_no_more():
+            self._listen(self._door())
+
     def stopService(self) -> Deferred[Any]:
         """No new sessions; those that wait for an answer get it, then the queue finishes."""
+        self._wait_no_more()
         for factory in self._factories():
             factory.hang_up()
         closed = self._close(list(self._ports))
@@ -97,6 +110,7 @@ class PrimaryService(MultiService):
     def leave(self) -> Deferred[None]:
         """Take no new client; fires when the last session is over. The sockets stay open for whoever takes over."""
         self._leaving = True
+        self._wait_no_more()
         factories = self._factories()
         self._close(list(self._ports))
         over: Deferred[None] = Deferred()
@@ -115,7 +129,7 @@ class PrimaryService(MultiService):
     def come_back(self) -> None:
         """Nobody took over: take clients again."""
         self._leaving = False
-        self._listen(open_door(self._house, self.intake, self._guard, self._tallies, self._numbers))
+        self._listen(self._door())
 
     def reconfigure(self) -> Deferred[Any]:
         """New sessions go by the new configuration, open ones by theirs; fires when ports that went are closed."""
@@ -123,8 +137,8 @@ class PrimaryService(MultiService):
         self.kept.reconfigure()
         gone = [listen for listen in self._ports if listen not in self._house.conf.primary.listen]
         closed = self._close(gone)
-        if not self._leaving:
-            self._listen(open_door(self._house, self.intake, self._guard, self._tallies, self._numbers))
+        if not self._leaving and self._opening is None:
+            self._listen(self._door())
         return closed
 
     def about(self) -> dict[str, Any]:
@@ -158,7 +172,20 @@ class PrimaryService(MultiService):
     def _open(self, _: Any) -> None:
         self._drafts.clear()
         checks.sweep(self._house.conf)
-        self._listen(open_door(self._house, self.intake, self._guard, self._tallies, self._numbers))
+        if self._patience:
+            self._opening = self._house.reactor.callLater(self._patience, self.welcome)
+        else:
+            self._listen(self._door())
+
+    def _wait_no_more(self) -> bool:
+        """Whether clients have waited until now."""
+        opening, self._opening = self._opening, None
+        if opening is not None and opening.active():
+            opening.cancel()
+        return opening is not None
+
+    def _door(self) -> Door:
+        return open_door(self._house, self.intake, self._guard, self._tallies, self._numbers)
 
     def _listen(self, door: Door) -> None:
         for listen in self._house.conf.primary.listen:

@@ -73,6 +73,11 @@ class Succession:
 
     # The new process
 
+    @property
+    def succeeds(self) -> bool:
+        """Whether another process was here before us, whose clients are served on without a pause."""
+        return bool(self._before)
+
     def turn(self) -> Deferred[None]:
         """Fires when it is our turn to open stores and sockets; at once if nobody was here before us."""
         if not self._before:

@@ -155,8 +155,23 @@ class Thread:
                     self._call_from_thread(self._done, self, result)
             self._ended = True
         self._ended = True
-        _raise_in(ctypes.c_ulong(threading.get_ident()), None)
+        settle()
         self._call_from_thread(self._over, self)
+
+
+def settle() -> None:
+    """
+    Make the interpreter forget that an exception waits for some thread; in any thread but the main one.
+
+    CPython (to 3.12) has one flag for that for all threads, and takes it down only
+    when such an exception comes out, not when one is taken back (None). As long as
+    it is up every thread looks for signals at each step, and in 3.11 a call that
+    is traced, as the guard does it, never begins: it looks, and starts anew. So
+    one comes out here. A thread that has one waiting puts the flag up again
+    when it gets its turn. (In the main thread a signal's handler might get it.)
+    """
+    with contextlib.suppress(Stuck):
+        _raise_in(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Stuck))
 
 
 def _answer(call: Call) -> object:
@@ -173,7 +188,8 @@ class Watch:
     A thread that strikes those of *busy* that compute for too long, and those of *lost* that go on after that.
 
     All calls of a checker share its credit: *cpu* seconds at once, and a hundredth
-    of the time. It sleeps while there are none, until somebody sets *wake*.
+    of the time. It sleeps while there are none, until somebody sets *wake*: when
+    one has begun, or was struck.
     """
 
     def __init__(
@@ -212,14 +228,14 @@ class Watch:
     def _run(self) -> None:
         while not self._ends:
             time.sleep(WATCH)
+            self.wake.clear()
+            settle()  # one that was struck may sleep for long
             self._look(list(self._busy))  # a copy, made in one step whatever the reactor's thread is at
             if sum(thread.strike_again() for thread in list(self._lost)):
                 self.blow = Cornered
-            elif not self._busy:
-                self.wake.clear()
-                if not self._busy and not self._ends:
-                    # One that is lost may wake up and go on.
-                    self.wake.wait(1 if self._lost else None)
+            elif not self._busy and not self._ends:
+                # One that is lost may wake up and go on.
+                self.wake.wait(1 if self._lost else None)
 
     def _look(self, busy: Sequence[Thread]) -> None:
         now, credit = self._now(), self._credit

@@ -152,6 +152,7 @@ class Threads:
         self._lost.add(thread)
         assert self._watch is not None
         thread.strike(self._watch.blow)
+        self._watch.wake.set()
         self._next()
         call.give(Failure(Stuck(why)))
 

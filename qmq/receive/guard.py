@@ -19,6 +19,10 @@ longer, since half of either is worth nothing.
 
 The timer is ITIMER_REAL, whose signal is also the operator's (SIGALRM:
 everything is due now). A SIGALRM that our timer cannot have sent is passed on.
+
+The timer rings until it is heard: a signal that comes just before a sleep begins
+does not end it. Where other threads compute that is nothing rare, for who is
+about to sleep first waits until one of them has taken the interpreter.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ LEAST: Seconds = 0.002
 USUAL = 4
 SHARE = 0.001
 READING: Seconds = 10
+# When a ring that was not heard is repeated. Rings are never that late: one that came when the timer has been set anew
+# would be taken for the operator's.
+AGAIN: Seconds = 0.5
 # How often threads change places while a checker's thread runs (5 ms else): the reactor's thread gives up its place
 # at each system call, and with a thread that computes it would get it back after so long.
 BRISK: Seconds = 0.0001
@@ -98,8 +105,8 @@ class Guard:
     """
 
     __slots__ = (
-        "_awaited", "_began", "_cornered", "_cpu", "_earlier", "_limit", "_mark", "_on", "_raised", "_strikes",
-        "_switches", "_threads", "_traced", "_usual_interval", "armed", "patience", "running", "serial",
+        "_awaited", "_began", "_cornered", "_cpu", "_due", "_earlier", "_limit", "_mark", "_on", "_raised",
+        "_strikes", "_switches", "_threads", "_traced", "_usual_interval", "armed", "patience", "running", "serial",
     )  # fmt: skip
 
     def __init__(self, patience: Seconds = PATIENCE, *, on: bool = True) -> None:
@@ -112,6 +119,7 @@ class Guard:
         self._earlier: Any = None  # whose handler it was
         self._mark: tuple[object, object] | None = None  # by what the suspect's call is known
         self._limit = patience
+        self._due: Seconds = 0  # when the timer rings
         self._began: Seconds = 0
         self._cpu: Seconds = 0
         self._switches = 0
@@ -131,7 +139,7 @@ class Guard:
             self._earlier = handler
             signal.signal(signal.SIGALRM, self._rung)
         self.armed = True
-        signal.setitimer(signal.ITIMER_REAL, self.patience)
+        self._ring_in(self.patience)
 
     def watch(self, check: Watched) -> None:
         """The call of *check* that begins now is timed by itself."""
@@ -184,8 +192,13 @@ class Guard:
         if self._threads == 0:
             sys.setswitchinterval(self._usual_interval)
 
+    def _ring_in(self, limit: Seconds) -> None:
+        """Or never, at 0."""
+        self._due = time.monotonic() + limit
+        signal.setitimer(signal.ITIMER_REAL, limit, AGAIN)
+
     def _rung(self, number: int, frame: FrameType | None) -> None:
-        if not self.armed or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        if not self.armed or time.monotonic() < self._due:
             if callable(self._earlier):
                 self._earlier(number, frame)
             return
@@ -198,8 +211,7 @@ class Guard:
         if mark is None:
             self._mark = None
             self.armed = bool(self._awaited)
-            if self.armed:
-                signal.setitimer(signal.ITIMER_REAL, limit)
+            self._ring_in(limit if self.armed else 0)
         elif mark != self._mark:
             self._suspect(mark, limit, strikes=1)  # it may have begun this very moment
         else:
@@ -227,7 +239,7 @@ class Guard:
         self._began = time.monotonic()
         self._cpu = time.thread_time()
         self._switches = getrusage(RUSAGE_THREAD).ru_nvcsw
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        self._ring_in(limit)
 
     def _judge(self, frame: FrameType | None) -> None:
         """Interrupt the suspect, or give it more time."""
@@ -237,20 +249,21 @@ class Guard:
             switches = getrusage(RUSAGE_THREAD).ru_nvcsw
             if switches == self._switches:
                 # It neither computed nor slept: others had the processor.
-                signal.setitimer(signal.ITIMER_REAL, limit)
+                self._ring_in(limit)
                 return
             # It slept, or waited for the interpreter: once is no proof.
             self._switches = switches
             self._strikes += 1
             if self._strikes < 2:
-                signal.setitimer(signal.ITIMER_REAL, limit)
+                self._ring_in(limit)
                 return
         frames = list(_frames(frame))
         took = time.monotonic() - self._began
         if took < READING and any(f.f_globals.get("__name__") in _SPARED for f in frames):
-            signal.setitimer(signal.ITIMER_REAL, self.patience)
+            self._ring_in(self.patience)
             return
-        signal.setitimer(signal.ITIMER_REAL, LEAST)  # in case that it catches what it is not meant to catch
+        # In case that it catches what it is not meant to catch; but not before this has come out of here, however slow.
+        self._ring_in(max(LEAST, took / 8))
         if self._raised:
             if not self._cornered:
                 self._traced = sys.gettrace()

@@ -86,14 +86,15 @@ class ThreadsTests(Turning):
     def test_idle(self):
         """Threads without work end after half a minute."""
         threads = self.threads()
-        before = threading.active_count()
+        before = set(threading.enumerate())
         self.result(threads.call(int))
-        self.assertEqual(threading.active_count(), before + 2)  # and the one that watches it
+        made = set(threading.enumerate()) - before
+        self.assertEqual(len(made), 2)  # and the one that watches it
 
         for _ in range(5):
             self.clock.advance(11)
 
-        self.turn(lambda: threading.active_count() == before)
+        self.turn(lambda: made.isdisjoint(threading.enumerate()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_late(self):
@@ -116,19 +117,22 @@ class ThreadsTests(Turning):
 
         for kind in (loop, swallow):
             threads = self.threads(cpu=0.15)
-            self.result(threads.call(kind)).trap(Stuck)
-            self.turn(lambda: self.tally.threads["lost"] == 0)
-            began = time.process_time()
 
-            self.result(threads.call(kind)).trap(Stuck)
+            def ended(threads=threads, kind=kind):
+                began = time.process_time()
+                self.result(threads.call(kind)).trap(Stuck)
+                took = time.process_time() - began
+                self.turn(lambda: self.tally.threads["lost"] == 0)
+                return took
 
-            self.assertLess(time.process_time() - began, 0.15)
-            self.turn(lambda: self.tally.threads["lost"] == 0)
+            ended()
+            # Once of some times: on a busy machine who strikes comes late.
+            self.assertTrue(any(ended() < 0.1 for _ in range(10)))
 
     def test_traced(self):
         """While a lost thread sleeps, and once threads have ended, the guard (or a debugger) can trace as ever."""
         threads = self.threads(limit=0.05)
-        before = threading.active_count()
+        before = set(threading.enumerate())
 
         def traced():
             sys.settrace(lambda *_: None)
@@ -141,13 +145,14 @@ class ThreadsTests(Turning):
             self.assertFalse(tracing.is_alive())
 
         self.result(threads.call(self.end.wait)).trap(Stuck)
+        made = set(threading.enumerate()) - before
         trace()
         self.end.set()
         self.turn(lambda: self.tally.threads["lost"] == 0)
 
         for _ in range(5):
             self.clock.advance(11)
-        self.turn(lambda: threading.active_count() <= before)
+        self.turn(lambda: made.isdisjoint(threading.enumerate()))
         trace()
 
     def test_gone(self):

@@ -38,7 +38,7 @@ class IWork(Interface):
     """What a connection sees of the site it delivers for: more work, and where to report."""
 
     def take() -> Message | None:
-        """The next message ready for this site, or None. Asked once when a message's body has left."""
+        """The next message ready for this site, or None; asked when the connection can begin with it at once."""
 
     def finished(message: Message, replies: Sequence[Reply]) -> None:
         """What became of each recipient of a message that was taken."""
@@ -54,7 +54,7 @@ class IConnection(Interface):
     """One open connection to a site's host, past EHLO or ready for QMTP."""
 
     def send(message: Message) -> None:
-        """Begin with this message; only while idle. More is asked of IWork.take as bodies leave."""
+        """Begin with this message; only while idle. Those after it are asked of IWork.take."""
 
     def close() -> None:
         """End in order (QUIT) if idle, else after what is outstanding; as abort if nothing of that can be in doubt."""

@@ -68,7 +68,7 @@ class SMTPConnection(Protocol):
         self._wire: SMTPClientWire | None = None  # once ready
         self._write: Callable[[bytes], None]
         self._left = manner.messages
-        self._fresh = 0  # the wire's count of replies when the last message was begun on the idle connection
+        self._fresh = 0  # the wire's count of replies when the last message was begun
         self._producing = False
         self._closing = False  # asked to close when nothing is outstanding
         self._over = False  # reported as lost; nothing more is sent
@@ -84,14 +84,12 @@ class SMTPConnection(Protocol):
             replies = [STALE] * len(message.envelope.recipients)
             self._clock.callLater(0, self._work.finished, message, replies)
             return
-        self._left -= 1
-        self._fresh = wire.answered
-        wire.send(message)
-        if wire.idle:  # refused here, for what the server does not offer
-            self._clock.callLater(0, self._go_on, wire, wire.finished())
-            return
-        self._write(wire.to_send())
         self._since = self._seconds()
+        finished = self._start(wire, message)
+        if finished:
+            self._clock.callLater(0, self._go_on, wire, finished)
+        else:
+            self._write(wire.to_send())
 
     def close(self) -> None:
         """End in order (QUIT) if idle, at once if no text has left whole, else after what is outstanding."""
@@ -219,9 +217,7 @@ class SMTPConnection(Protocol):
         transport: Any = self.transport
         manner = self._manner
         self._parser = None
-        self._wire = SMTPClientWire(
-            self.offered, self.mta, self._more, lmtp=manner.lmtp, chunking=manner.chunking, tls=self.tls
-        )
+        self._wire = SMTPClientWire(self.offered, self.mta, lmtp=manner.lmtp, chunking=manner.chunking, tls=self.tls)
         self._write = fast_writer(transport)
         self._extend(manner.idle_seconds)
         self.ready.callback(self)
@@ -266,6 +262,9 @@ class SMTPConnection(Protocol):
     def _go_on(self, wire: SMTPClientWire, finished: Finished) -> None:
         """Send what follows, then report what is known: the network does not wait for our books."""
         if wire.trouble is None:
+            # A connection that was idle before is the site's, to send on it what it likes.
+            while finished and wire.idle and (message := self._more()) is not None:
+                finished += self._start(wire, message)
             self._flush(wire)
         work = self._work
         for message, replies in finished:
@@ -287,9 +286,14 @@ class SMTPConnection(Protocol):
         if self._closing or self._over or self._left <= 0:
             return None
         message: Message | None = self._work.take()
-        if message is not None:
-            self._left -= 1
         return message
+
+    def _start(self, wire: SMTPClientWire, message: Message) -> Finished:
+        """Begin with this one; finished at once is what asks for something that the server does not offer."""
+        self._left -= 1
+        self._fresh = wire.answered
+        refusal = wire.send(message)
+        return [] if refusal is None else [(message, [refusal] * len(message.envelope.recipients))]
 
     def _flush(self, wire: SMTPClientWire) -> None:
         out = wire.to_send()
@@ -316,12 +320,9 @@ class SMTPConnection(Protocol):
         if not wire.streaming:
             self._producing = False
             transport.unregisterProducer()
-            # Later: what is reported may lead back here.
-            self._clock.callLater(0, self._text_left, wire)
-
-    def _text_left(self, wire: SMTPClientWire) -> None:
-        if not self._over:
-            self._go_on(wire, wire.finished())
+            if wire.trouble is not None:
+                # Later: what is reported may lead back here.
+                self._clock.callLater(0, self._go_on, wire, wire.finished())
 
     def stopProducing(self) -> None:
         """The transport is going; connectionLost tells the rest."""

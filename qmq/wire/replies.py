@@ -58,15 +58,6 @@ class ReplyParser:
         """Whether something was received behind the last whole reply."""
         return self._read < len(self._buffer) or self._code != 0
 
-    @property
-    def unread(self) -> bytes:
-        """What was received behind the last whole reply; empty within a reply of several lines."""
-        return b"" if self._code else self._buffer[self._read :]
-
-    def skip(self) -> None:
-        """What is unread is known: go on behind it."""
-        self._read = len(self._buffer)
-
     def receive(self, data: bytes) -> None:
         """Take bytes."""
         self._buffer = self._buffer[self._read :] + data if self._read < len(self._buffer) else data

@@ -4,9 +4,13 @@ Mail transactions as an SMTP or LMTP client speaks them, from EHLO's answer on.
 No Twisted, no clock. What was asked and not answered yet stands in a queue, in
 the order of asking, each with what is to be done with its reply; a reply that
 answers nothing asked before its bytes came is a breach of protocol (an early
-250 must not count as the message's). With PIPELINING an envelope is one write,
-and the next message's rides behind the final dot of the one before (RFC 2920
-3.1 allows just that group), so that a message costs one round trip.
+250 must not count as the message's).
+
+One message at a time. With PIPELINING its envelope is one write, with BDAT a
+short text too. RFC 2920 3.1 would let the next envelope ride behind the final
+dot. It does not: the 250 to its MAIL, out of order, would count as the text's,
+and a message refused a moment later would be lost; and it would wait with the
+text in front of it for as long as the server likes.
 
 What a recipient's reply says is true of that recipient: an accepted one is
 unknown until the end of the data is answered; what is still unknown when the
@@ -26,7 +30,6 @@ from qmq.wire.smtp_envelope import Extensions, envelope_commands
 from qmq.wire.smtp_transaction import Stage, Transaction, known, refusal
 from qmq.wire.text import BrokenText, LongText, stuffed
 
-More = Callable[[], Message | None]
 Finished = list[tuple[Message, list[Reply]]]
 
 
@@ -34,34 +37,31 @@ class SMTPClientWire:
     """
     Messages in, commands and text out; replies in, finished messages out.
 
-    *mta* names the server in replies, *tls* what they came over. *more* is asked once for each message that was sent,
-    for the next: when the text has left if the next envelope can go with it, else when the message is answered.
+    *mta* names the server in replies, *tls* what they came over.
     """
 
     __slots__ = (
-        "_awaited", "_chunking", "_current", "_ending", "_finished", "_lmtp", "_long", "_more", "_offered", "_out",
-        "_parser", "_reset", "_usual", "answered", "mta", "trouble",
+        "_awaited", "_chunking", "_current", "_finished", "_lmtp", "_long", "_offered", "_out", "_parser", "_reset",
+        "_usual", "answered", "mta", "trouble",
     )  # fmt: skip
 
     # Texts in files, and any that is longer, wait for the answers to RCPT; shorter ones follow BDAT at once (RFC 3030).
     AT_ONCE: Octets = 65536
 
     def __init__(
-        self, offered: Extensions, mta: str, more: More, *, lmtp: bool = False, chunking: bool = True, tls: str = ""
+        self, offered: Extensions, mta: str, *, lmtp: bool = False, chunking: bool = True, tls: str = ""
     ) -> None:
         self.mta = mta
         self.trouble: Reply | None = None  # why the connection must be cut
         self.answered = 0  # replies so far; that a time-out is measured by
         self._offered = offered
-        self._more = more
         self._lmtp = lmtp
         # How many replies a BDAT LAST has in LMTP depends on RCPTs that are not answered yet: DATA is clear.
         self._chunking = chunking and offered.chunking and not lmtp
         self._parser = ReplyParser(mta, tls=tls)
         self._awaited: deque[Callable[[SMTPClientWire, Reply], None]] = deque()
         self._out: list[bytes] = []
-        self._current: Transaction | None = None  # its envelope is being answered
-        self._ending: Transaction | None = None  # its text is on the way
+        self._current: Transaction | None = None
         self._finished: Finished = []
         self._reset = False  # RSET must come before the next MAIL
         self._long: LongText | None = None  # what has not left of it
@@ -71,25 +71,20 @@ class SMTPClientWire:
 
     def receive(self, data: bytes) -> Finished:
         """
-        The messages finished by these bytes, oldest first, one reply per recipient.
+        The message finished by these bytes, if one is: with a reply for each recipient.
 
         With *trouble* set afterwards nothing is outstanding any more, and the connection is of no use.
         """
         parser, awaited = self._parser, self._awaited
         # Only what left before these bytes came can be answered by them.
         expected = len(awaited)
-        said = b""  # of an envelope
+        single = expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data and not parser.held
+        if single and data == self._usual:
+            self._taken_as_usual(known(self._current))
+            return []
         parser.receive(data)
         try:
-            while self.trouble is None:
-                if expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data:
-                    said = parser.unread
-                    if said == self._usual:
-                        parser.skip()
-                        self._taken_as_usual(known(self._current))
-                        return self.finished()
-                if (reply := parser.next_reply()) is None:
-                    break
+            while self.trouble is None and (reply := parser.next_reply()) is not None:
                 self.answered += 1
                 if reply.code == 421:  # RFC 5321 3.8: the server closes the connection, whatever was asked
                     self.trouble = reply
@@ -102,8 +97,8 @@ class SMTPClientWire:
             self.trouble = Reply(451, "4.5.0", f"{self.mta} broke the protocol: {error}")
         if self.trouble is not None:
             self.abandon(self.trouble)
-        if said and len(said) <= _USUAL_OCTETS and not parser.held and self._ending and self._ending.taken:
-            self._usual = said
+        elif single and self.in_doubt and not parser.held and len(data) <= _USUAL_OCTETS:
+            self._usual = data
         return self.finished()
 
     def _taken_as_usual(self, transaction: Transaction) -> None:
@@ -115,7 +110,7 @@ class SMTPClientWire:
         self._text(transaction)
 
     def finished(self) -> Finished:
-        """The messages finished since the last call."""
+        """What was finished and not told yet."""
         finished = self._finished
         if finished:
             self._finished = []
@@ -129,7 +124,7 @@ class SMTPClientWire:
 
     def next_chunk(self) -> bytes:
         """The next piece of a long text, to be written before anything else; call while *streaming*."""
-        text = known(self._long)
+        text, transaction = known(self._long), known(self._current)
         try:
             piece = text.next_piece()
         except BrokenText as error:
@@ -142,9 +137,9 @@ class SMTPClientWire:
         self._out.append(piece)
         self._long = None
         if text.stuffed:
-            self._text_left(known(self._ending))
+            self._text_left(transaction)
         else:
-            known(self._current).sent = True
+            transaction.sent = True
             self._awaited.append(_chunk_end)
         return self.to_send()
 
@@ -158,25 +153,24 @@ class SMTPClientWire:
         self._long = None
         self._awaited.clear()
         self._out.clear()
-        for transaction in (self._ending, self._current):
-            if transaction is None:
-                continue
-            reply = reason
-            if transaction.sent and not reason.mta:
-                reply = Reply(reason.code, reason.status, reason.text + "; the message had left, its fate is unknown")
-            if transaction.refusal is not None:
-                reply = transaction.refusal
-            self._finish(transaction, reply)
+        transaction = self._current
+        if transaction is None:
+            return
+        if transaction.refusal is not None:
+            reason = transaction.refusal
+        elif transaction.sent and not reason.mta:
+            reason = Reply(reason.code, reason.status, reason.text + "; the message had left, its fate is unknown")
+        self._finish(transaction, reason)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is outstanding."""
-        return self._current is None and self._ending is None
+        return self._current is None
 
     @property
     def in_doubt(self) -> bool:
         """Whether a text has left, end and all, and is not answered: the server may have it, or not."""
-        return any(one is not None and one.sent for one in (self._ending, self._current))
+        return self._current is not None and self._current.sent
 
     @property
     def streaming(self) -> bool:
@@ -194,8 +188,8 @@ class SMTPClientWire:
 
     # A transaction's beginning.
 
-    def send(self, message: Message) -> None:
-        """Begin; only while idle. A message that this server can't take is finished at once (see finished)."""
+    def send(self, message: Message) -> Reply | None:
+        """Begin; only while idle. Not begun is what this server can't take: the answer says why."""
         offered = self._offered
         by_chunk = self._by_chunk(message)
         said: bytes | Reply
@@ -204,20 +198,17 @@ class SMTPClientWire:
         except OSError as error:
             said = Reply(451, "4.3.0", f"cannot read the message's text: {error.strerror}")
         if isinstance(said, Reply):
-            self._finished.append((message, [said] * len(message.envelope.recipients)))
-            return
-        transaction = self._current = Transaction(message, behind=self._ending is not None)
+            return said
+        transaction = self._current = Transaction(message)
+        reset, self._reset = self._reset, False
+        if reset:
+            said = b"RSET\r\n" + said
         if not offered.pipelining:
-            commands = said.splitlines(keepends=True)
-            if self._reset:
-                commands.insert(0, b"RSET\r\n")
-            transaction.commands = iter(commands)
+            transaction.commands = iter(said.splitlines(keepends=True))
             self._say(next(transaction.commands))
-            return
+            return None
         awaited = self._awaited
-        if self._reset:
-            self._reset = False
-            self._out.append(b"RSET\r\n")
+        if reset:
             awaited.append(_reset)
         awaited.append(_mail)
         for _ in transaction.replies:
@@ -225,10 +216,11 @@ class SMTPClientWire:
         if not by_chunk:
             self._out.append(said + b"DATA\r\n")
             awaited.append(_data)
-            return
+            return None
         self._out.append(said)
         if message.body.data is not None and message.size <= self.AT_ONCE:
             self._chunk(transaction)
+        return None
 
     def _by_chunk(self, message: Message) -> bool:
         # BINARYMIME is sent by BDAT even where BDAT is not wanted otherwise.
@@ -250,23 +242,16 @@ class SMTPClientWire:
     def _reset_answered(self, reply: Reply) -> None:
         if not reply.ok:
             raise ProtocolError("RSET was refused")
-        self._reset = False
-        if self._current is not None:
-            self._go_on(self._current)
+        self._go_on(known(self._current))
 
     def _mail_answered(self, reply: Reply) -> None:
         transaction = known(self._current)
         if reply.ok:
             self._go_on(transaction)
             return
-        transaction.refusal = reply = refusal(reply, "MAIL")
-        if reply.code == 503 and transaction.behind:
-            # The server lost count after the message in front, which is no fault of this one.
-            transaction.refusal = Reply(451, "4.5.1", reply.text, reply.mta)
-            self._reset = True
+        transaction.refusal = refusal(reply, "MAIL")
         if not self._offered.pipelining:
             self._finish(transaction, transaction.refusal)
-            self._next()
 
     def _rcpt_answered(self, reply: Reply) -> None:
         transaction = known(self._current)
@@ -281,7 +266,6 @@ class SMTPClientWire:
             # The server still has a sender: only RSET makes it forget (RFC 5321 4.1.4).
             self._reset = self._reset or transaction.refusal is None or transaction.lost_way
             self._finish(transaction, None)
-            self._next()
         elif self._by_chunk(transaction.message):
             self._chunk(transaction)
         else:
@@ -296,18 +280,15 @@ class SMTPClientWire:
         # A refused DATA ends no transaction, unless there was none.
         self._reset = self._reset or transaction.refusal is None or transaction.lost_way
         self._finish(transaction, reply)
-        self._next()
 
     def _end_answered(self, reply: Reply) -> None:
         """The final dot's answer: of all recipients, or with LMTP (RFC 2033 4.2) of the next that was accepted."""
-        transaction = known(self._ending)
+        transaction = known(self._current)
         if not reply.ok:
             reply = refusal(reply, "the end of the data")
         if self._lmtp and not transaction.end_answered(reply):
             return
         self._finish(transaction, reply)
-        if not self._offered.pipelining or not transaction.taken:
-            self._next()
 
     def _chunk_answered(self, reply: Reply) -> None:
         transaction = known(self._current)
@@ -315,21 +296,18 @@ class SMTPClientWire:
             reply = refusal(reply, "BDAT")
             self._reset = True  # RFC 3030 2: after a failed BDAT the state is anybody's guess
         self._finish(transaction, reply)
-        self._next()
 
     def _unasked(self, reply: Reply) -> None:
-        transaction = self._ending or self._current
-        if self._long is None or transaction is None or reply.code < 400:
+        if self._long is None or reply.code < 400:
             raise ProtocolError(f"a reply that nothing was asked for: {reply.code} {reply.text[:80]}")
         # Refused in the middle of the text: the refusal counts, but a text can't be broken off.
-        self._finish(transaction, reply)
+        self._finish(known(self._current), reply)
         self.trouble = Reply(451, "4.5.0", f"{self.mta} refused a message in the middle of its text")
 
     # The text.
 
     def _text(self, transaction: Transaction) -> None:
         """DATA was answered with 354."""
-        self._current, self._ending = None, transaction
         if not transaction.taken:
             if self._lmtp or transaction.lost_way:
                 self._finish(transaction, None)
@@ -364,22 +342,13 @@ class SMTPClientWire:
         awaited.append(_data_end)
         if self._lmtp:
             awaited.extend([_data_end] * (len(transaction.taken) - 1))
-        if self._offered.pipelining:
-            self._next()
 
     # A transaction's end.
 
     def _finish(self, transaction: Transaction, rest: Reply | None) -> None:
         """Report it; *rest* is said of the recipients without a reply of their own."""
         self._finished.append((transaction.message, transaction.outcome(rest)))
-        if transaction is self._current:
-            self._current = None
-        else:
-            self._ending = None
-
-    def _next(self) -> None:
-        while self.trouble is None and self._current is None and (message := self._more()) is not None:
-            self.send(message)
+        self._current = None
 
 
 # An envelope of one recipient awaits so many answers: to MAIL, RCPT, DATA. Longer ones are not remembered.

@@ -26,11 +26,10 @@ class Stage(Enum):
 class Transaction:
     """A message on its way, and what is known of its recipients."""
 
-    __slots__ = ("answered", "behind", "commands", "lost_way", "message", "refusal", "replies", "sent", "taken")
+    __slots__ = ("answered", "commands", "lost_way", "message", "refusal", "replies", "sent", "taken")
 
-    def __init__(self, message: Message, *, behind: bool) -> None:
+    def __init__(self, message: Message) -> None:
         self.message = message
-        self.behind = behind  # its MAIL was sent before the message in front of it was answered
         self.replies: list[Reply | None] = [None] * len(message.envelope.recipients)
         self.answered = 0  # recipients
         self.taken: list[int] = []  # recipients accepted at RCPT

@@ -9,9 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from qmq.deliver.destinations import Destinations
 from qmq.deliver.manner import STALE, Manner, TLSFailure
 from qmq.deliver.smtp import SMTPConnection
-from qmq.interfaces import IConnection, IWork
+from qmq.interfaces import IConnection, IDialler, IWork
 from qmq.mail import Address, DeliveryFailure, Envelope, FileBody, MemoryBody, Message, Reply, Token
 
 MTA = "mx.example.org (192.0.2.1)"
@@ -288,20 +289,37 @@ class MessageTests(Conversation):
 
         self.assertEqual(self.work.told, [("finished", [250]), ("idle",)])
 
-    def test_one_write_a_message(self) -> None:
-        """Further messages ride behind the text before them."""
+    def test_next(self) -> None:
+        """The next message is begun as soon as the one before is answered, and not sooner."""
         self.work.waiting = [message(), message()]
         self.ready().send(message())
-        self.assertTrue(
-            self.server(self.OK).endswith(
-                b"body\r\n.\r\nMAIL FROM:<s@example.com> SIZE=20\r\nRCPT TO:<a@example.org>\r\nDATA\r\n"
-            )
-        )
-        self.server(b"250 ok\r\n" + self.OK)
-        self.server(b"250 ok\r\n" + self.OK)
-        self.server(b"250 ok\r\n")
+        envelope = b"MAIL FROM:<s@example.com> SIZE=20\r\nRCPT TO:<a@example.org>\r\nDATA\r\n"
+        for _ in range(2):
+            self.assertTrue(self.server(self.OK).endswith(b"body\r\n.\r\n"))
+            self.assertEqual(self.server(b"250 ok\r\n"), envelope)
+        self.server(self.OK, b"250 ok\r\n")
 
         self.assertEqual(self.work.told, [("finished", [250])] * 3 + [("idle",)])
+
+    def test_many(self) -> None:
+        """Ten thousand messages on one connection, answered or refused here, need no deeper stack than one."""
+        too_long = message(body=MemoryBody(b"x" * 1000001))
+        self.work.waiting = [message(), too_long] * 2500 + [too_long] * 5000
+        self.ready(messages=100000).send(message())
+        for _ in range(2501):
+            self.server(self.OK, b"250 ok\r\n")
+
+        self.assertEqual(len(self.work.told), 10002)
+        self.assertEqual(self.work.told[-1], ("idle",))
+
+    def test_refused_answer_out_of_order(self) -> None:
+        """A host that would answer the next envelope before the text is cut, its message tried again."""
+        self.work.waiting = [message()]
+        self.ready().send(message())
+        self.server(self.OK + b"250 next sender ok\r\n", b"554 spam\r\n")
+
+        self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
+        self.assertEqual(len(self.work.waiting), 1)
 
     def test_sent_from_idle(self) -> None:
         """The site may send again as it is told that the connection is idle."""
@@ -369,12 +387,12 @@ class MessageTests(Conversation):
 
     def test_reset_after_dot(self) -> None:
         """A connection cut between the dot and its answer leaves the message's fate unknown."""
-        self.work.waiting = [message()]
         self.ready().send(message())
         self.server(self.OK)
         self.connection.connectionLost(Failure(ConnectionLost()))
 
-        self.assertEqual(self.work.told, [("finished", [451]), ("finished", [451]), ("lost", 451)])
+        self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
+        self.assertIn("unknown", self.work.last[0].text)
 
     def test_broken(self) -> None:
         """A breach of protocol cuts the connection."""
@@ -390,6 +408,16 @@ class MessageTests(Conversation):
         self.server(self.OK)
         self.server(b"250 ok\r\n")
         self.connection.send(message())
+        self.connection.connectionLost(Failure(ConnectionDone()))
+
+        self.assertIs(self.work.last[0], STALE)
+        self.assertEqual(self.work.told[-1], ("lost", None))
+
+    def test_closed_behind_an_answer(self) -> None:
+        """So it is with the next message where a host takes so many on a connection, and hangs up without a word."""
+        self.work.waiting = [message()]
+        self.ready().send(message())
+        self.server(self.OK, b"250 ok\r\n")
         self.connection.connectionLost(Failure(ConnectionDone()))
 
         self.assertIs(self.work.last[0], STALE)
@@ -463,25 +491,11 @@ class KeptTests(Conversation):
 
         self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
 
-    def test_close_with_the_next_begun(self) -> None:
-        """The message whose text has left is waited for, though the next one's envelope has been said."""
-        self.work.waiting = [message()]
-        self.ready().send(message())
-        self.server(MessageTests.OK)
-
-        self.connection.close()
-        told = list(self.work.told)
-        self.server(b"250 ok\r\n")
-
-        self.assertEqual(told, [])
-        self.assertEqual(self.work.told[0], ("finished", [250]))
-
     def test_messages(self) -> None:
         """After so many messages the connection ends."""
         self.work.waiting = [message(), message()]
         self.ready(messages=2).send(message())
-        self.server(MessageTests.OK)
-        self.server(b"250 ok\r\n" + MessageTests.OK)
+        self.server(MessageTests.OK, b"250 ok\r\n", MessageTests.OK)
 
         self.assertEqual(self.server(b"250 ok\r\n"), b"QUIT\r\n")
         self.assertEqual(self.work.told, [("finished", [250])] * 2 + [("lost", None)])
@@ -493,6 +507,73 @@ class KeptTests(Conversation):
 
         self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
         self.assertTrue(self.transport.aborted)
+
+
+@implementer(IDialler)
+class Host:
+    """A site's host, at the other end of each connection: it greets, and then says what the test wants."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.connections: list[SMTPConnection] = []
+
+    def dial(self, site, work):
+        connection = SMTPConnection(self.clock, work, "mx.example.org", "192.0.2.1", Manner(), lambda _: None)
+        self.connections.append(connection)
+        connection.makeConnection(Transport())
+        connection.dataReceived(b"220 hi\r\n")
+        connection.dataReceived(EHLO)
+        return connection.ready
+
+    def heard(self) -> list[bytes]:
+        """The first word of what came on each connection since the last time."""
+        heard = []
+        for connection in self.connections:
+            words = connection.transport.value().partition(b"EHLO localhost\r\n")
+            heard.append((words[2] or words[0])[:4])
+            connection.transport.clear()
+        return heard
+
+    def say(self, number: int, *answers: bytes) -> None:
+        """On the connection of this number."""
+        for answer in answers:
+            self.connections[number].dataReceived(answer)
+
+
+class HangingTextTests(SynchronousTestCase):
+    def test_nothing_waits_behind_a_text(self) -> None:
+        """
+        No message waits behind a text that a host takes its time for.
+
+        It goes over a new connection, an idle one, or, if the site may have no more, over the first that is free.
+        """
+        clock = Clock()
+        host = Host(clock)
+        site = Destinations(host, clock, slots=2, slots_max=2)
+        done: list[tuple[Message, int]] = []
+
+        def add() -> None:
+            sent = message()
+            site.add(sent, lambda _, replies: done.append((sent, replies[0].code)), b"s")
+
+        add()
+        host.say(0, MessageTests.OK)
+        self.assertEqual(host.heard(), [b"MAIL"])
+        add()
+        self.assertEqual(host.heard(), [b"", b"MAIL"])  # a new one
+        host.say(1, MessageTests.OK, b"250 ok\r\n")
+        host.heard()
+        add()
+        self.assertEqual(host.heard(), [b"", b"MAIL"])  # the idle one
+        add()
+        host.say(1, MessageTests.OK)
+        self.assertEqual(host.heard(), [b"", b"Subj"])
+        host.say(1, b"250 ok\r\n")
+        self.assertEqual(host.heard(), [b"", b"MAIL"])  # the one that is free first
+        host.say(1, MessageTests.OK, b"250 ok\r\n")
+        host.say(0, b"554 spam\r\n")
+
+        self.assertEqual([code for _, code in done], [250, 250, 250, 554])
 
 
 class LongTextTests(Conversation):
@@ -513,9 +594,9 @@ class LongTextTests(Conversation):
             text += piece
         self.clock.advance(0)
 
-        self.assertTrue(text.startswith(b"0123456789abc\r\n" * 20000 + b".\r\nMAIL"))
-        self.server(b"250 ok\r\n" + MessageTests.OK)
-        self.server(b"250 ok\r\n")
+        self.assertEqual(text, b"0123456789abc\r\n" * 20000 + b".\r\n")
+        self.assertEqual(self.server(b"250 ok\r\n")[:5], b"MAIL ")
+        self.server(MessageTests.OK, b"250 ok\r\n")
         self.assertEqual(self.work.told, [("finished", [250]), ("finished", [250]), ("idle",)])
 
     def test_not_taken(self) -> None:

@@ -25,11 +25,11 @@ _PARAMETERS = 64
 _COMMENTS = 32  # pieces of a field with comments that are looked at; they are what costs most
 
 _TYPE = re.compile(rb'[\s"]*+([^\s;/"()]++)\s*+(?:/\s*+([^\s;"()]++))?')
-_PARAMETER = re.compile(rb';\s*+([^\s=;"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*+)"?|([^;]*+))', re.DOTALL)
+_PARAMETER = re.compile(rb';\s*+([^\s=;"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*)"?|([^;]*+))', re.DOTALL)
 # For what has no form at all: no semicolon before it, a quote that does not end.
 _LOOSE = re.compile(rb"""boundary(?:\*0?\*?)?\s*+=\s*+["']?([^\s";]++)""", re.IGNORECASE)
 # Pieces of a field outside comments, where a quoted string may have parentheses in it, and inside.
-_OUTSIDE = re.compile(rb'[^()"\\]++|\\.|"(?:[^"\\]++|\\.)*+"?|[()]|\\', re.DOTALL)
+_OUTSIDE = re.compile(rb'[^()"\\]++|\\.|"(?:[^"\\]++|\\.)*"?|[()]|\\', re.DOTALL)
 _INSIDE = re.compile(rb"[^()\\]++|\\.|[()]|\\", re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _NUMBERED = re.compile(rb"boundary\*(\d{1,3})(\*?)")

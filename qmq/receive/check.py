@@ -70,51 +70,51 @@ class Check:
         self.watch()
         return self.method(*of)
 
+    def guarded(self, step: Callable[..., Any], *of: object) -> Any:
+        """*step* of what the checker has, called under the guard; raises what it raises, or Stuck."""
+        guard = self._guard
+        if not guard.armed:
+            guard.arm()
+        guard.serial += 1
+        outer = guard.running
+        try:
+            guard.running = self
+            self.watch()
+            result = step(*of)
+            guard.running = outer
+        except BaseException:  # StopIteration is how a coroutine ends
+            guard.running = outer
+            raise
+        return result
+
 
 class _Steps(Generator[Any, Any, Any]):
     """A coroutine whose every step is guarded as a plain call is."""
 
-    __slots__ = ("_check", "_guard", "_of")
+    __slots__ = ("_check", "_of")
 
-    def __init__(self, of: Any, check: Check, guard: Guard) -> None:
+    def __init__(self, of: Any, check: Check) -> None:
         self._of = of
         self._check = check
-        self._guard = guard
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self
 
     def send(self, value: object) -> Any:
         """As a coroutine's."""
-        return self._step(self._of.send, value)
+        return self._check.guarded(self._of.send, value)
 
     def throw(self, *error: Any) -> Any:
         """As a coroutine's."""
-        return self._step(self._of.throw, *error)
+        return self._check.guarded(self._of.throw, *error)
 
     def close(self) -> None:
         """As a coroutine's."""
         self._of.close()
 
-    def _step(self, step: Callable[..., Any], *of: object) -> Any:
-        guard, check = self._guard, self._check
-        if not guard.armed:
-            guard.arm()
-        guard.serial += 1
-        outer = guard.running
-        try:
-            guard.running = check
-            check.watch()
-            result = step(*of)
-            guard.running = outer
-        except BaseException:  # StopIteration is how it ends
-            guard.running = outer
-            raise
-        return result
 
-
-async def awaiting(answer: Any, check: Check, guard: Guard) -> object:
+async def awaiting(answer: Any, check: Check) -> object:
     """What an awaitable comes to, each of its steps guarded."""
     if not isinstance(answer, Awaitable):
         raise TypeError(f"no Verdict but {type(answer).__name__}")
-    return await _Steps(answer.__await__(), check, guard)
+    return await _Steps(answer.__await__(), check)

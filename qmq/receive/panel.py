@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from qmq.mail import value
 from qmq.receive.check import Check
-from qmq.receive.guard import Guard
 from qmq.session import Environment
 
 # As many settings as there are rules for are few; a bound all the same.
@@ -40,14 +39,8 @@ class Panels:
     such a check is asked of everybody.
     """
 
-    def __init__(
-        self,
-        phases: Mapping[str, Sequence[Check]],
-        guard: Guard,
-        broken: Callable[[Check, BaseException], object],
-    ) -> None:
+    def __init__(self, phases: Mapping[str, Sequence[Check]], broken: Callable[[Check, BaseException], object]) -> None:
         self._phases = phases
-        self._guard = guard
         self._broken = broken
         self._panels: dict[int, Panel] = {}  # by the identity of their environments, which they hold
 
@@ -67,17 +60,8 @@ class Panels:
     def _concerned(self, check: Check, environment: Environment, phase: str) -> bool:
         if check.concerns is None:
             return True
-        guard = self._guard
-        if not guard.armed:
-            guard.arm()
-        guard.serial += 1
-        outer = guard.running
         try:
-            guard.running = check
-            concerned = bool(check.concerns(environment, phase))
-            guard.running = outer
+            return bool(check.guarded(check.concerns, environment, phase))
         except BaseException as error:  # noqa: BLE001 - a stranger's code; not even its SystemExit is for us
-            guard.running = outer
             self._broken(check, error)
             return True
-        return concerned

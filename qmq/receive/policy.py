@@ -112,7 +112,7 @@ class Policy:
                 raise ValueError(f"the checker {name} checks nothing (no I...Checker is provided)")
             for method, check in checks.items():
                 phases[method].append(check)
-        self._panels = Panels(phases, self._guard, self._broken)
+        self._panels = Panels(phases, self._broken)
 
     def _checks(self, name: str, checker: object, place: int, limit: Seconds, terms: Terms) -> dict[str, Check]:
         """By phase."""
@@ -276,7 +276,7 @@ class Policy:
         result: Deferred[Opinion] = Deferred(gone)
         timer = self._clock.callLater(check.limit, late)
         guard.await_(check)
-        awaited = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(awaiting(answer, check, guard))
+        awaited = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(awaiting(answer, check))
         awaited.addBoth(answered)
         return result
 

@@ -18,7 +18,8 @@ from qmq.dns.resolver import Resolver
 from qmq.log import EventLog, LogFile, to_descriptor
 from qmq.mail import Clock, Octets, Seconds
 from qmq.sockets import sweep
-from qmq.spool.sqlite import INODES, SQLiteTable
+from qmq.spool.fresh import SQLiteSpool
+from qmq.spool.sqlite import INODES
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
 
@@ -168,10 +169,10 @@ def spool(
     """
     conf = house.conf
     cache = min(_MOST_CACHE, max(_LEAST_CACHE, _CACHES // len(conf.instances)))
-    return Store(
-        SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share, cache=cache, mark=mark(conf, folder)),
-        clock=house.reactor, writers=house.disk(folder), wall=house.wall, inline=conf.primary.inline,
-        patience=conf.general.stop + _LEAVING,
+    return SQLiteSpool(
+        folder, clock=house.reactor, writers=house.disk(folder), wall=house.wall, inline=conf.primary.inline,
+        reserve=reserve, inodes=inodes, share=share, cache=cache, patience=conf.general.stop + _LEAVING,
+        mark=mark(conf, folder),
     )  # fmt: skip
 
 

@@ -146,10 +146,11 @@ class Gathering:
 
     def _flush(self) -> None:
         self._timer, self._soon = None, False
-        batch, now = self.batch, self._clock.seconds()
-        due = self._settle_at is not None and now >= self._settle_at
+        batch, since, now = self.batch, self._settle_at, self._clock.seconds()
+        due = since is not None and now >= since
         if batch.keeps or batch.reads or due or self._stopped is not None:
             self.batch, self._settle_at = Batch(), None
+            batch.whole = due or bool(batch.reads) or self._stopped is not None
             # Who has gone away before the writing began is spared it.
             batch.keeps = [keep for keep in batch.keeps if not keep.deferred.called]
             self._owner.complete(batch)
@@ -175,6 +176,9 @@ class Gathering:
                 self._failed(batch, result)
             else:
                 self._done(batch, result)
+                if result.behind:
+                    # As if they were in the next batch, and had been since then.
+                    self._settle_at = now + self._linger if since is None else since
             self._working = False
             self._go_on()
 

@@ -19,7 +19,7 @@ from qmq.interfaces import SpoolTrouble
 from qmq.spool.bodies import sync_folder
 from qmq.spool.table import Broken
 
-VERSION = 2
+VERSION = 3
 # Before it, two connections could damage a WAL database (the WAL-reset bug of 3.7.0 to 3.51.2).
 OLDEST_SQLITE = (3, 51, 3)
 
@@ -32,7 +32,10 @@ IO_ERRORS = (
 # and trying again changes nothing of it: therefore a column of its own that is written once.
 LINE = "CREATE INDEX message_line ON message (site) WHERE waited IS NOT NULL"
 # What makes a format of the one before.
-STEPS = {1: f"ALTER TABLE message ADD COLUMN waited DEFAULT 1; {LINE}"}
+STEPS = {
+    1: f"ALTER TABLE message ADD COLUMN waited DEFAULT 1; {LINE}",
+    2: "INSERT INTO meta VALUES ('journal', 0), ('secret', random() & 0xFFFFFFFF)",
+}
 
 TABLES = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -169,6 +172,7 @@ def _make(connection: apsw.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(TABLES)
     connection.execute("INSERT INTO meta VALUES ('tag', ?), ('epoch', 0), ('voided', 0)", (tag,))
+    connection.execute(STEPS[2])
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 

@@ -1,5 +1,5 @@
 """
-The default store: SQLite in WAL mode, each commit synced, long bodies as files.
+Rows of SQLite in WAL mode, each commit synced; long bodies as files.
 
 One transaction a batch. After an I/O error nothing that was not synced before
 is believed, see recover; a full disk takes no mail, but lets it go.
@@ -8,46 +8,32 @@ is believed, see recover; a full disk takes no mail, but lets it go.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import apsw
-from twisted.internet.interfaces import IReactorTime
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Clock, Entry, FileBody, MemoryBody, Octets, Seconds
+from qmq.mail import Body, Entry, FileBody, MemoryBody, Octets, Seconds
 from qmq.spool.bodies import Bodies, sync_folder
 from qmq.spool.claims import Line
 from qmq.spool.lock import Lock
+from qmq.spool.mark import Mark
 from qmq.spool.pages import Pages
 from qmq.spool.query import Query
 from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
 from qmq.spool.search import DamagedRow, Piece, Search, read
 from qmq.spool.statements import free, hasten, insert, limits, put_aside, recount, same_store, settle
-from qmq.spool.store import Store
 from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome, with_body
-from qmq.spool.tombstones import LIMIT
-from qmq.spool.writer import Writers
+
+T = TypeVar("T")
 
 RESERVE = 64 << 20
 INODES = 1000
 # After so many vain attempts to recover the files are closed.
 LET_GO = 10
-
-
-def SQLiteSpool(
-    folder: str, *, clock: IReactorTime, writers: Writers, wall: Clock = time.time, inline: Octets = 131072,
-    reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None, cache: int = 512,
-    tombstones: int = LIMIT, patience: Seconds = 10, idle: Seconds = 60, vfs: str | None = None,
-) -> Store:  # fmt: skip
-    """The ISpool in *folder*; see SQLiteTable and Store for what the arguments mean."""
-    table = SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share, cache=cache, vfs=vfs)
-    return Store(
-        table, clock=clock, writers=writers, wall=wall, inline=inline, tombstones=tombstones, patience=patience,
-        idle=idle,
-    )  # fmt: skip
 
 
 class SQLiteTable:
@@ -57,22 +43,24 @@ class SQLiteTable:
     Nothing is kept past the bounds *reserve*, *inodes* and *share* (see Room); settles
     go on. *cache* (KiB) is the least of SQLite's page cache. *vfs* names a SQLite VFS. *mark* is a file elsewhere that
     remembers that there is a store: one that is gone at a start is not begun anew then.
+    *hand*: numbers of rows that are not to be claimed. *beside*: octets that lie beside the rows, for *share*.
     """
 
     def __init__(
         self, folder: str, *, reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None,
         cache: int = 512, vfs: str | None = None, mark: str = "",
     ) -> None:  # fmt: skip
-        self._mark = mark
+        self._mark = Mark(mark, folder)
         self._folder, self._path = folder, os.path.join(folder, "spool.db")
         self._cache, self._vfs = cache, vfs
         self._bounds = Room(folder, reserve=reserve, inodes=inodes, share=share)
         self._pages = Pages(cache)
         self._lock = Lock(os.path.join(folder, "lock"))
         self._bodies = Bodies(folder)
-        self._hand: set[int] = set()
-        self._line = Line(self._hand)
-        self._search = Search(self._hand)
+        self.hand: set[int] = set()
+        self.beside: Octets = 0
+        self._line = Line(self.hand)
+        self._search = Search(self.hand)
         self._counts = Counts()
         self._alarms: list[str] = []
         self._tag, self._epoch = b"", 0
@@ -83,7 +71,7 @@ class SQLiteTable:
 
     def open(self) -> Opened:
         """As Table.open. The connection is made anew when it is first needed."""
-        self._at_home()
+        self._mark.look(self._path)
         if not os.path.isdir(self._folder):
             os.makedirs(self._folder, 0o700)
             sync_folder(os.path.dirname(os.path.abspath(self._folder)))
@@ -92,35 +80,24 @@ class SQLiteTable:
             with translated(self._folder):
                 opened = self._opened(self._connected(make=True))
             self._disconnect()
-            if self._mark:
-                with open(self._mark, "w", encoding="utf-8") as mark:
-                    mark.write(f"{self._folder}\n")
+            self._mark.set()
             return opened
         except BaseException:
             self.close()
             raise
 
-    def _at_home(self) -> None:
-        """A store that has been there before and is not is no new one: its device is not mounted."""
-        if self._mark and os.path.exists(self._mark) and not os.path.exists(os.path.join(self._folder, "spool.db")):
-            with open(self._mark, encoding="utf-8") as mark:
-                if mark.read().rstrip("\n") == self._folder:
-                    raise SpoolTrouble(
-                        f"{self._folder}: the store that was there is gone; is its device mounted? "
-                        f"To begin with an empty one remove {self._mark}"
-                    )
-
     def _opened(self, connection: apsw.Connection) -> Opened:
         meta = dict(connection.execute("SELECT name, value FROM meta"))
         self._tag, self._epoch = meta["tag"], meta["epoch"] + 1
-        self._hand.clear()
+        self.hand.clear()
         with transaction(connection):
-            free(connection, self._hand)
+            free(connection, self.hand)
             connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
         recount(connection, self._counts, self._tag)
         self._sweep(connection)
         self._pages.weigh()
         opened = Opened(self._tag, self._epoch, self._counts, self._alarms, self._full())
+        opened.journal, opened.secret = meta["journal"], meta["secret"]
         opened.lows = list(connection.execute("SELECT peer, low FROM peer"))
         opened.tombstones = list(connection.execute("SELECT peer, seq, recipients FROM tombstone"))
         return opened
@@ -190,7 +167,7 @@ class SQLiteTable:
             connection = self._connected()
             with transaction(connection):
                 if ours := same_store(connection, self._tag, self._epoch):
-                    free(connection, self._hand)
+                    free(connection, self.hand)
             if not ours:
                 self.close()
                 raise SpoolTrouble(f"{self._folder}: another store is there, or somebody else had it meanwhile")
@@ -218,9 +195,9 @@ class SQLiteTable:
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit. When the disk is full the settles are tried once more, alone."""
         outcome = Outcome(self._counts, self._alarms, self._full())
-        keeps = batch.keeps
+        keeps = batch.moved + batch.keeps
         if outcome.full:
-            keeps, outcome.refused = [], SpoolTrouble(outcome.full)
+            keeps, outcome.refused = batch.moved, SpoolTrouble(outcome.full)
         if not keeps and not batch.settles:
             return outcome
         try:
@@ -228,7 +205,7 @@ class SQLiteTable:
         except apsw.FullError as error:
             outcome.full = f"{self._folder}: {error}"
             outcome.refused = SpoolTrouble(outcome.full)
-            if batch.settles:
+            if batch.settles or batch.moved:
                 self._commit_when_full(batch)
         return outcome
 
@@ -237,7 +214,7 @@ class SQLiteTable:
             with translated(self._folder):
                 # The log has room when what lies in it has gone into the database.
                 self._connected().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-                self._commit(batch, [])
+                self._commit(batch, batch.moved)
         except apsw.FullError as error:
             raise SpoolTrouble(f"{self._folder}: {error}") from error
 
@@ -276,7 +253,7 @@ class SQLiteTable:
 
     def _remember(self, batch: Batch, keeps: list[Keep]) -> None:
         """After the commit: what is in hand, and how much there is."""
-        counts, hand = self._counts, self._hand
+        counts, hand = self._counts, self.hand
         for keep in keeps:
             for entry in keep.entries:
                 hand.add(entry.number)
@@ -294,7 +271,20 @@ class SQLiteTable:
             counts.messages -= 1
             counts.octets -= size
 
+    def free(self, numbers: list[int]) -> None:
+        """These rows are in nobody's hand any more, and due at once."""
+        self.hand.difference_update(numbers)
+        with translated(self._folder):
+            connection = self._connected()
+            with transaction(connection):
+                free(connection, self.hand)
+
     # To read.
+
+    def ask(self, ask: Callable[[apsw.Connection], T]) -> T:
+        """What the database says to that."""
+        with translated(self._folder):
+            return ask(self._connected())
 
     def claim(self, now: Seconds, limit: int, busy: frozenset[bytes]) -> list[Held]:
         """As Table.claim."""
@@ -303,7 +293,7 @@ class SQLiteTable:
         try:
             with translated(self._folder):
                 for row in self._line.due(self._connected(), now, busy) if limit > 0 else ():
-                    self._hand.add(row[0])
+                    self.hand.add(row[0])
                     held = read(row, self._bodies.path(-row[8]) if row[8] < 0 else "")
                     if isinstance(held, DamagedRow):
                         damaged.append(held)
@@ -312,7 +302,7 @@ class SQLiteTable:
                     if len(taken) >= limit:
                         break
         except BaseException:
-            self._hand.difference_update(held[0].number for held in taken)
+            self.hand.difference_update(held[0].number for held in taken)
             self._line.rewind()
             raise
         self._put_aside(damaged)
@@ -320,8 +310,7 @@ class SQLiteTable:
 
     def next_due(self, busy: frozenset[bytes]) -> Seconds | None:
         """As Table.next_due."""
-        with translated(self._folder):
-            return self._line.next(self._connected(), busy)
+        return self.ask(lambda connection: self._line.next(connection, busy))
 
     def body(self, place: int, size: Octets) -> Body:
         """As Table.body."""
@@ -348,8 +337,7 @@ class SQLiteTable:
 
     def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:
         """As Table.sites."""
-        with translated(self._folder):
-            return self._search.sites(self._connected(), query, after)
+        return self.ask(lambda connection: self._search.sites(connection, query, after))
 
     def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
         """As Table.scan."""
@@ -359,8 +347,7 @@ class SQLiteTable:
     def survey(self, query: Query, after: int) -> tuple[int, Octets, int | None]:
         """As Table.survey."""
         if not query.unpacks:
-            with translated(self._folder):
-                return self._search.count(self._connected(), query, after)
+            return self.ask(lambda connection: self._search.count(connection, query, after))
         with self._looking(query, after) as piece:
             return (*piece.count(), piece.last)
 
@@ -390,7 +377,7 @@ class SQLiteTable:
     def _put_aside(self, damaged: list[DamagedRow]) -> None:
         """Rows whose record is damaged leave the queue, but not the database."""
         for row in damaged:
-            self._hand.add(row.number)  # whatever happens, it is not tried again
+            self.hand.add(row.number)  # whatever happens, it is not tried again
             self._alarms.append(f"{self._folder}: message {row.number} is DAMAGED and put aside: {row.why}")
             try:
                 with translated(self._folder):
@@ -408,6 +395,6 @@ class SQLiteTable:
             if self._bounds.share is not None:  # nobody else asks
                 with translated(self._folder):
                     self._pages.weigh()
-            return self._bounds.full(self._pages.used + self._bodies.octets)
+            return self._bounds.full(self._pages.used + self._bodies.octets + self.beside)
         except OSError as error:
             raise Broken(str(error)) from error

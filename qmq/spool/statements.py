@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import apsw
 
-from qmq.mail import Address, FileBody, MemoryBody, Seconds
+from qmq.mail import Address, FileBody, MemoryBody, Octets, Seconds, Token
 from qmq.spool.bodies import Bodies
 from qmq.spool.record import DamagedRecord, unpack
 from qmq.spool.schema import transaction
@@ -20,6 +21,9 @@ from qmq.spool.table import NONE, Batch, Counts, Keep, rows
 
 INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, NULL, 0, ?, ?, ?, ?, NULL)"
 INSERT_BODY = "INSERT INTO body VALUES (?, ?)"
+KNOWN = "SELECT 1 FROM message WHERE peer = ? AND seq = ?"
+ROW = "SELECT peer, seq, body, size FROM message WHERE number = ?"
+NEWEST = "SELECT peer, max(seq) FROM message GROUP BY peer"
 OF_TOKEN = "SELECT part, body, record FROM message WHERE peer = ? AND seq = ? ORDER BY part"  # noqa: S105 - no secret
 # Before the other two: as long as it has no due time, a fresh row is in no other index that has its site.
 PLACE = "UPDATE message SET site = ?1, waited = 1 WHERE number = ?2 AND (waited IS NULL OR site IS NOT ?1)"
@@ -122,7 +126,30 @@ def settle(connection: apsw.Connection, batch: Batch) -> tuple[bool, list[int]]:
         many(BURY, batch.tombstones)
     if batch.epoch:
         connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (batch.epoch,))
+    if batch.journal:
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'journal'", (batch.journal,))
     return exact, useless
+
+
+def known(connection: apsw.Connection, peer: bytes, seq: int) -> bool:
+    """Whether a row has that token."""
+    return bool(list(connection.execute(KNOWN, (peer, seq))))
+
+
+def newest(connection: apsw.Connection) -> dict[bytes, int]:
+    """The highest number of each peer's tokens."""
+    return dict(connection.execute(NEWEST))
+
+
+def still_there(
+    connection: apsw.Connection, numbers: list[int]
+) -> dict[int, tuple[Token, int, Octets, Sequence[Address]]]:
+    """What a Batch says of these when they go, as far as there are such rows."""
+    found: dict[int, tuple[Token, int, Octets, Sequence[Address]]] = {}
+    for number in numbers:
+        for peer, seq, place, size in connection.execute(ROW, (number,)):
+            found[number] = (Token(peer, seq), place, size, ())
+    return found
 
 
 def free(connection: apsw.Connection, hand: set[int]) -> None:

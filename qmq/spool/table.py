@@ -71,7 +71,10 @@ class Batch:
     meets that entry's row. Then *released* before *gone*: the later word holds.
     """
 
-    __slots__ = ("epoch", "forgotten", "gone", "keeps", "reads", "released", "rewritten", "tombstones")
+    __slots__ = (
+        "epoch", "forgotten", "gone", "journal", "keeps", "moved", "reads", "released", "rewritten", "tombstones",
+        "whole",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.keeps: list[Keep] = []
@@ -83,12 +86,18 @@ class Batch:
         self.forgotten: list[tuple[bytes, int, int]] = []  # peer, tombstones below this go, its low
         self.epoch = 0  # reserve it; 0: nothing to reserve
         self.reads: list[tuple[Callable[[Any], Any], Any]] = []  # asked of the table after the commit; the Deferred
+        self.whole = False  # settles may not stay behind any longer
+        # Of a journal before this table (qmq.spool.fresh): acknowledged there, and so written whatever the bounds
+        # say; the generation that counts from now on, 0: as before.
+        self.moved: list[Keep] = []
+        self.journal = 0
 
     @property
     def settles(self) -> bool:
         """Whether there is anything to write but keeps."""
         return bool(
-            self.gone or self.rewritten or self.released or self.tombstones or self.forgotten or self.epoch
+            self.gone or self.rewritten or self.released or self.tombstones or self.forgotten
+            or self.epoch or self.journal
         )  # fmt: skip
 
 
@@ -113,10 +122,11 @@ class Outcome:
 
     *counts* and *alarms* (for the operator, who reads takes them away) are the table's own, and so
     include what its reads found out; they are to be looked at before the table's next job.
-    *full* is why nothing more is kept; empty: there is room.
+    *full* is why nothing more is kept; empty: there is room. *behind*: settles
+    wait in the table for company, and are to be asked for with a *whole* batch.
     """
 
-    __slots__ = ("alarms", "answers", "counts", "full", "refused")
+    __slots__ = ("alarms", "answers", "behind", "counts", "full", "refused")
 
     def __init__(self, counts: Counts, alarms: list[str], full: str) -> None:
         self.counts = counts
@@ -124,12 +134,13 @@ class Outcome:
         self.full = full
         self.refused: SpoolTrouble | None = None  # why none of the keeps was done, though the settles were
         self.answers: list[Any] = []  # to the reads, in order: a result or an exception
+        self.behind = False
 
 
 class Opened:
     """What a table found at start; counts, alarms and full as in Outcome."""
 
-    __slots__ = ("alarms", "counts", "epoch", "full", "lows", "tag", "tombstones")
+    __slots__ = ("alarms", "counts", "epoch", "full", "journal", "lows", "secret", "tag", "tombstones")
 
     def __init__(self, tag: bytes, epoch: int, counts: Counts, alarms: list[str], full: str = "") -> None:
         self.tag = tag
@@ -139,6 +150,7 @@ class Opened:
         self.full = full
         self.lows: Sequence[tuple[bytes, int]] = ()
         self.tombstones: Sequence[tuple[bytes, int, bytes]] = ()
+        self.journal = self.secret = 0  # the generation from which on a journal counts; what its checksums begin with
 
 
 class Table(Protocol):

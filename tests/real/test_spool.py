@@ -14,7 +14,8 @@ from twisted.internet.task import deferLater
 
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import Address, Envelope, FileBody, MemoryBody, Message, Token
-from qmq.spool.sqlite import SQLiteSpool
+from qmq.spool import journal
+from qmq.spool.fresh import SQLiteSpool
 from qmq.spool.writer import Writers
 from tests.spool.faults import FaultyVFS
 
@@ -27,7 +28,7 @@ CHILD = """
 import sys
 from twisted.internet import reactor
 from qmq.mail import Address, Envelope, MemoryBody, Message, Token
-from qmq.spool.sqlite import SQLiteSpool
+from qmq.spool.fresh import SQLiteSpool
 from qmq.spool.writer import Writers
 
 ANN = Address(b"ann", b"example.org")
@@ -194,9 +195,17 @@ async def test_second_opener(tmp_path, writers, child):
     await spool.stop()
 
 
-async def test_io_error(tmp_path, writers):
+async def test_io_error(tmp_path, writers, monkeypatch):
     """While the disk fails nothing is acknowledged, and at once; afterwards everything goes on, nothing is lost."""
     vfs = FaultyVFS("faulty-real")
+    write = journal.write
+
+    def failing(fd, pieces, at):
+        if vfs.sync:
+            raise OSError(5, "Input/output error")
+        return write(fd, pieces, at)
+
+    monkeypatch.setattr(journal, "write", failing)
     spool = SQLiteSpool(str(tmp_path / "queue"), clock=reactor, writers=writers, vfs=vfs.name, reserve=0)
     await spool.start()
     kept, refused = set(), 0

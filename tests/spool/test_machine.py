@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from twisted.internet.task import Clock
 
 from qmq.mail import HELD, Address, Envelope, MemoryBody, Message, Reply, Token
+from qmq.spool.fresh import SQLiteSpool
 from qmq.spool.memory import Memory, MemorySpool
-from qmq.spool.sqlite import SQLiteSpool
 from qmq.spool.table import NONE
 from qmq.spool.writer import Writers
 from tests.spool.house import without
@@ -260,6 +260,8 @@ class MemoryMachine(SpoolMachine):
 
 
 class SQLiteMachine(SpoolMachine):
+    journal = 0
+
     def make(self) -> Any:
         if not hasattr(self, "root"):
             self.root = tempfile.mkdtemp(prefix="qmq-machine-")
@@ -267,6 +269,7 @@ class SQLiteMachine(SpoolMachine):
         return SQLiteSpool(
             os.path.join(self.root, str(self.starts)),
             clock=self.clock, wall=self.wall, writers=now, reserve=0, inodes=0, inline=1, idle=2,
+            journal=self.journal,
         )  # fmt: skip
 
     def crash_image(self) -> None:
@@ -282,9 +285,17 @@ class SQLiteMachine(SpoolMachine):
             shutil.rmtree(self.root)
 
 
+class FreshMachine(SQLiteMachine):
+    """With a journal, which is begun anew every few messages."""
+
+    journal = 60000
+
+
 MEMORY = settings(max_examples=60, stateful_step_count=40, deadline=None)
 DISK = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TestMemoryMachine = MemoryMachine.TestCase
 TestMemoryMachine.settings = MEMORY
 TestSQLiteMachine = SQLiteMachine.TestCase
 TestSQLiteMachine.settings = DISK
+TestFreshMachine = FreshMachine.TestCase
+TestFreshMachine.settings = DISK

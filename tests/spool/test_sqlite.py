@@ -13,8 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import HELD, FileBody, MemoryBody, Token
 from qmq.spool import bodies, schema, search
+from qmq.spool.fresh import SQLiteSpool
 from qmq.spool.query import parse
-from qmq.spool.sqlite import SQLiteSpool, SQLiteTable
+from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.store import Store
 from tests.spool.conformance import SpoolConformance
 from tests.spool.faults import FaultyVFS
@@ -22,6 +23,8 @@ from tests.spool.house import ANN, BOB, COM, CYD, ORG, TEXT, message, without
 
 
 class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
+    journal = 0  # octets, 0: all mail is made rows at once
+
     def setUp(self) -> None:
         super().setUp()
         self.vfs = FaultyVFS(f"faulty-{id(self)}")
@@ -30,11 +33,15 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.store: Any = None
 
     def make(self, **settings: Any) -> Store:
-        settings = {"reserve": 0, "inodes": 0, **settings}
+        settings = {"reserve": 0, "inodes": 0, "journal": self.journal, **settings}
         self.store = SQLiteSpool(
             self.path, clock=self.clock, wall=self.wall, writers=self.writers, vfs=self.vfs.name, **settings
         )
         return self.store
+
+    def rows(self) -> Any:
+        """The SQLiteTable."""
+        return self.store._table
 
     def crashed(self, store: Store, **settings: Any) -> Store:
         # What a kill leaves is what the files hold now.
@@ -79,7 +86,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.vfs.sync = failing
 
     def fill(self, full: bool) -> None:
-        self.store._table._bounds.reserve = 1 << 62 if full else 0
+        self.rows()._bounds.reserve = 1 << 62 if full else 0
 
     def bodies(self) -> list[str]:
         return sorted(name for _, _, names in os.walk(os.path.join(self.path, "mess")) for name in names)
@@ -280,7 +287,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         store = self.opened(inline=100, share=200_000)
         (entry,) = self.kept(store, ANN, body=MemoryBody(b"x" * 150_000))
         self.assertEqual(store.full, "")
-        bounds = self.store._table._bounds
+        bounds = self.rows()._bounds
 
         for name, bound, word in (("reserve", 1 << 62, "reserve"), ("inodes", 1 << 62, "inodes"), ("share", 1.0, "")):
             before = getattr(bounds, name)
@@ -374,7 +381,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.assertEqual(self.again(store).messages, 3)
         self.successResultOf(self.store.stop())
         connection = self.database()
-        self.assertEqual(connection.pragma("user_version"), 2)
+        self.assertEqual(connection.pragma("user_version"), schema.VERSION)
         self.assertEqual(connection.pragma("integrity_check"), "ok")
         connection.close()
 
@@ -606,7 +613,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
     def test_room_at_rest(self) -> None:
         """Of a store with nothing to do it is known to ten seconds that its disk is full, and to one that it is not."""
         store = self.opened()
-        bounds = self.store._table._bounds
+        bounds = self.rows()._bounds
         bounds.reserve = 1 << 62
         self.clock.advance(9)
         self.clock.advance(len(store.full))
@@ -636,7 +643,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         self.waiting(store, now + 1, COM)
 
         self.assertEqual([entry.site for entry in self.claimed(store, 10, [ORG], now + 2)], [COM])
-        connection = store._table._connection
+        connection = self.rows()._connection
         before = connection.status(apsw.SQLITE_DBSTATUS_CACHE_HIT)[0]
         self.assertEqual(self.claimed(store, 10, [ORG], now + 2), [])
         self.assertLess(connection.status(apsw.SQLITE_DBSTATUS_CACHE_HIT)[0] - before, 20)

@@ -1,0 +1,376 @@
+"""
+Fresh mail lies in a journal, what stays longer in the table behind it.
+
+Nearly all mail is delivered at once: it is written to the journal, synced and acknowledged,
+and when it went a few octets say so; no row is made for it. Whatever has to be found again (what is
+to be tried again, what an operator looks for, what is left at the end) is moved: one transaction of the table
+takes all that is fresh along, and says from which generation on the journal counts.
+So what was acknowledged is in one of the two at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from twisted.internet.interfaces import IReactorTime
+
+from qmq.interfaces import SpoolTrouble
+from qmq.mail import Body, Clock, Entry, MemoryBody, Octets, Seconds, Token
+from qmq.spool.journal import Block, Fresh, Journal
+from qmq.spool.query import Query
+from qmq.spool.sqlite import INODES, RESERVE, SQLiteTable
+from qmq.spool.statements import known, newest, still_there
+from qmq.spool.store import Store
+from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome, revived, rows, with_body
+from qmq.spool.tombstones import LIMIT as TOMBSTONES
+from qmq.spool.writer import Writers
+
+T = TypeVar("T")
+
+# A journal of that length is begun anew.
+LIMIT: Octets = 32 << 20
+# And that is done for nothing when all that lies in it went, once it has that length.
+SHORT: Octets = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOTHING = Batch()  # a commit of it says how full it is
+
+
+def SQLiteSpool(
+    folder: str, *, clock: IReactorTime, writers: Writers, wall: Clock = time.time, inline: Octets = 131072,
+    reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None, cache: int = 512,
+    tombstones: int = TOMBSTONES, patience: Seconds = 10, idle: Seconds = 60, vfs: str | None = None, mark: str = "",
+    journal: Octets = LIMIT,
+) -> Store:  # fmt: skip
+    """
+    The ISpool in *folder*; see Store, SQLiteTable and FreshTable for what the arguments mean.
+
+    *journal*: how long the journal may be; 0: there is none, and all mail is made rows.
+    """
+    below = SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share, cache=cache, vfs=vfs, mark=mark)
+    table = FreshTable(below, Journal(os.path.join(folder, "journal"), journal)) if journal else below
+    return Store(
+        table, clock=clock, writers=writers, wall=wall, inline=inline, tombstones=tombstones, patience=patience,
+        idle=idle,
+    )  # fmt: skip
+
+
+class FreshTable:
+    """
+    A Table of a *journal* and the rows of a *table*.
+
+    What is fresh is in hand, and in memory too. What has to be done to rows waits
+    (Outcome.behind) until a batch must be written whole.
+    """
+
+    def __init__(self, table: SQLiteTable, journal: Journal) -> None:
+        self._table, self._journal = table, journal
+        self._tag = b""
+        self._counts, self._rows = Counts(), Counts()  # of all; of the table's, and its own
+        self._fresh: dict[int, Fresh] = {}  # by the numbers of their entries, in their order
+        self._octets: Octets = 0  # of these
+        self._tokens: dict[tuple[bytes, int], Fresh] = {}
+        self._ours: dict[int, None] = {}  # numbers of those that are the store's own
+        self._newest: dict[bytes, int] = {}  # the highest number seen of each peer's tokens
+        # In the journal alone, until the table has them too or they are forgotten; what was forgotten meanwhile.
+        self._tombstones: dict[tuple[bytes, int], bytes] = {}
+        self._forgotten: dict[bytes, tuple[int, int]] = {}
+        self._behind = Batch()  # settles that wait
+
+    # To open and to close.
+
+    def open(self) -> Opened:
+        """As Table.open; what the journal holds is moved, and due at once."""
+        opened = self._table.open()
+        try:
+            self._begin(opened)
+        except BaseException:
+            self._table.close()
+            raise
+        return opened
+
+    def _begin(self, opened: Opened) -> None:
+        journal, first = self._journal, Batch()
+        self._tag, self._rows = opened.tag, opened.counts
+        self._forget_all()
+        journal.secret = opened.secret
+        try:
+            blocks, wrong = journal.read(opened.journal)
+        except OSError as error:
+            raise Broken(str(error)) from error
+        gone = [number for block in blocks for number in self._replay(block)]
+        first.gone = self._table.ask(lambda connection: still_there(connection, gone)) if gone else {}
+        # What is missing before blocks of which nothing is left was overwritten.
+        opened.alarms += wrong if self._fresh else []
+        opened.tombstones = [*opened.tombstones, *((*token, whose) for token, whose in self._tombstones.items())]
+        if (epoch := (journal.generation >> 32) + 1) > opened.epoch:
+            # The table was restored from a copy of earlier; its numbers must not be given out twice.
+            opened.epoch = first.epoch = epoch
+        journal.begin(opened.epoch << 32)
+        numbers = list(self._fresh)
+        outcome = self._move(first)
+        if numbers:
+            self._table.free(numbers)
+        journal.drop()
+        self._newest = self._table.ask(newest) if self._rows.messages else {}
+        opened.counts, opened.full = outcome.counts, outcome.full
+
+    def _replay(self, block: Block) -> list[int]:
+        """The entries that went though they were not fresh."""
+        for one in block.messages:
+            self._add(one)
+        self._tombstones.update(((peer, seq), whose) for peer, seq, whose in block.tombstones)
+        return [number for number in block.gone if not self._remove(number)]
+
+    def recover(self) -> Outcome:
+        """As Table.recover: all that is fresh is moved, and the journal begun anew."""
+        self._journal.close()  # no file stays open meanwhile
+        self._table.recover()
+        outcome = self._move(Batch(), always=True)
+        self._journal.drop()
+        return outcome
+
+    def rest(self) -> None:
+        """As Table.rest: all that is fresh is moved, and the journal goes."""
+        self._move_all()
+        self._journal.drop()
+        self._table.rest()
+
+    def close(self) -> None:
+        """As Table.close; likewise. What cannot be moved is found in the journal at the next start."""
+        try:
+            self._move_all()
+            self._journal.drop()
+        finally:
+            self._journal.close()
+            self._table.close()
+
+    def bound(self, reserve: Octets, inodes: int, share: Octets | float | None) -> None:
+        """As Table.bound."""
+        self._table.bound(reserve, inodes, share)
+
+    # To write.
+
+    def commit(self, batch: Batch) -> Outcome:
+        """As Table.commit; what has to be done to rows may stay behind."""
+        fresh, behind = self._fresh, self._behind
+        rows_gone = {number: gone for number, gone in batch.gone.items() if number not in fresh}
+        to_rows = rows_gone or batch.rewritten or batch.released or behind.settles
+        if batch.epoch or (batch.whole and to_rows) or self._strange(batch.keeps):
+            return self._move(batch)
+        self._table.beside = self._journal.size
+        outcome = self._table.commit(_NOTHING)
+        keeps = batch.keeps
+        if outcome.full:
+            keeps, outcome.refused = [], SpoolTrouble(outcome.full)
+        if (keeps or batch.gone) and not self._append(keeps, batch):
+            return self._move(batch)
+        if to_rows:
+            behind.gone.update(rows_gone)
+            behind.rewritten.update(batch.rewritten)
+            behind.released.update(batch.released)
+            outcome.behind = True
+        self._remember(batch)
+        return self._counted(outcome)
+
+    def _strange(self, keeps: list[Keep]) -> bool:
+        """Whether one of them is not for the journal: its body is a file, or its token may be known."""
+        newest, here = self._newest, set()
+        for keep in keeps:
+            peer, seq = key = (keep.token.peer, keep.token.seq)
+            if keep.place < 0 or keep.known or keep.body.path is not None:
+                return True
+            if seq > newest.get(peer, -1):
+                newest[peer] = seq
+            elif key in self._tokens or key in here or self._known(key):
+                return True
+            here.add(key)
+        return False
+
+    def _known(self, token: tuple[bytes, int]) -> bool:
+        return bool(self._rows.messages) and self._table.ask(lambda connection: known(connection, *token))
+
+    def _append(self, keeps: list[Keep], batch: Batch) -> bool:
+        """
+        To the journal, if that has room: what is kept, and what went.
+
+        Of rows too, though these stay until a batch is whole: what was delivered is soon known to be.
+        """
+        journal, tombstones = self._journal, batch.tombstones
+        if journal.at > SHORT and not self._fresh:
+            # Should this very block be torn, tombstones of late are still found in the older generation's last ones.
+            journal.begin(journal.generation + 1)
+            tombstones = [*((*token, whose) for token, whose in self._tombstones.items()), *tombstones]
+        messages = [
+            Fresh(keep.token.peer, keep.token.seq, keep.place, keep.body.data or b"", rows(keep)) for keep in keeps
+        ]
+        try:
+            if not journal.append(Block(messages, batch.gone, tombstones)):
+                return False
+        except OSError as error:
+            if error.errno in _FULL:
+                return False
+            raise Broken(str(error)) from error
+        for one in messages:
+            self._add(one)
+        for number in batch.gone:
+            self._remove(number)
+        return True
+
+    def _remember(self, batch: Batch) -> None:
+        """Tombstones, until the table has them too or nobody is in doubt any more."""
+        tombstones = self._tombstones
+        for peer, below, low in batch.forgotten:
+            self._forgotten[peer] = (below, low)
+            for token in [token for token in tombstones if token[0] == peer and token[1] < below]:
+                del tombstones[token]
+        for peer, seq, recipients in batch.tombstones:
+            tombstones[peer, seq] = recipients
+
+    def _move(self, batch: Batch, *, always: bool = False) -> Outcome:
+        """
+        One transaction: *batch*, what waited, and all that is fresh.
+
+        If it fails nothing has changed here, and in the table only what its recover finds.
+        *always*: also if there is nothing to move.
+        """
+        table, journal, behind = self._table, self._journal, self._behind
+        whole = Batch()
+        # What goes with this batch is moved too: a token that is handed over again meanwhile meets its row.
+        whole.keeps, whole.moved = batch.keeps, self._moved()
+        whole.gone = {**behind.gone, **batch.gone}
+        whole.rewritten = {**behind.rewritten, **batch.rewritten}
+        whole.released = {**behind.released, **batch.released}
+        forgotten = {**self._forgotten, **{peer: (below, low) for peer, below, low in batch.forgotten}}
+        whole.forgotten = [(peer, below, low) for peer, (below, low) in forgotten.items()]
+        whole.tombstones = [*((*token, whose) for token, whose in self._tombstones.items()), *batch.tombstones]
+        whole.epoch = batch.epoch
+        if always or whole.moved or whole.tombstones:
+            whole.journal = journal.generation + 1
+        # In hand they are, whatever becomes of this.
+        table.hand.update(entry.number for keep in whole.moved for entry in keep.entries)
+        outcome = table.commit(whole)
+        if whole.journal:
+            journal.begin(whole.journal)
+        self._forget_all()
+        return self._counted(outcome)
+
+    def _moved(self) -> list[Keep]:
+        """What is fresh, as the table takes it."""
+        moved = []
+        for one in dict.fromkeys(self._fresh.values()):
+            body = MemoryBody(one.body)
+            entries = [
+                with_body(revived((number, peer, seq, site, None, 0, born, size, place, record)), body)
+                for number, peer, seq, _, site, born, size, place, record in one.rows
+                if number in self._fresh
+            ]
+            moved.append(Keep(Token(one.peer, one.seq), body, entries, one.place, frozenset()))
+        return moved
+
+    def _move_all(self) -> None:
+        """So that it can be found."""
+        if self._fresh or self._behind.settles or self._tombstones or self._forgotten:
+            self._move(Batch())
+
+    # What is fresh.
+
+    def _add(self, one: Fresh) -> None:
+        self._tokens[one.peer, one.seq] = one
+        for row in one.rows:
+            self._fresh[row[0]] = one
+            self._octets += row[6]
+        if one.peer == self._tag:
+            self._ours[one.seq] = None
+
+    def _remove(self, number: int) -> bool:
+        """Whether it was fresh."""
+        one = self._fresh.pop(number, None)
+        if one is None:
+            return False
+        left = False
+        for row in one.rows:
+            if row[0] == number:
+                self._octets -= row[6]
+            elif row[0] in self._fresh:
+                left = True
+        if not left:
+            del self._tokens[one.peer, one.seq]
+            self._ours.pop(one.seq, None)
+        return True
+
+    def _forget_all(self) -> None:
+        """The table has it all."""
+        self._fresh, self._tokens, self._ours, self._octets = {}, {}, {}, 0
+        self._tombstones, self._forgotten, self._behind = {}, {}, Batch()
+
+    def _counted(self, outcome: Outcome) -> Outcome:
+        """With the counts of both."""
+        self._count()
+        outcome.counts = self._counts
+        return outcome
+
+    def _count(self) -> None:
+        counts, rows_, fresh = self._counts, self._rows, self._fresh
+        counts.messages, counts.octets = rows_.messages + len(fresh), rows_.octets + self._octets
+        counts.lowest, counts.oldest, counts.birth = rows_.lowest, rows_.oldest, rows_.birth
+        if self._ours:
+            counts.lowest = min(counts.lowest, *self._ours)
+        if fresh:
+            number, one = next(iter(fresh.items()))
+            if number < counts.oldest:
+                counts.oldest, counts.birth = number, one.rows[0][5]
+
+    # To read. What is fresh is in hand: it is not to be claimed.
+
+    def claim(self, now: Seconds, limit: int, busy: frozenset[bytes]) -> list[Held]:
+        """As Table.claim."""
+        return self._asked(lambda: self._table.claim(now, limit, busy))
+
+    def next_due(self, busy: frozenset[bytes]) -> Seconds | None:
+        """As Table.next_due."""
+        return self._table.next_due(busy)
+
+    def body(self, place: int, size: Octets) -> Body:
+        """As Table.body."""
+        return self._table.body(place, size)
+
+    def hasten(self, query: Query, now: Seconds, after: int) -> tuple[int, int | None]:
+        """As Table.hasten."""
+        return self._asked(lambda: self._table.hasten(query, now, after))
+
+    def seize(self, query: Query, after: int, limit: int) -> tuple[list[Held], int | None]:
+        """As Table.seize."""
+        return self._asked(lambda: self._table.seize(query, after, limit))
+
+    # Whoever looks at what is in hand too looks at rows.
+
+    def peek(self, number: int) -> Entry | None:
+        """As Table.peek."""
+        self._move_all()
+        return self._asked(lambda: self._table.peek(number))
+
+    def sites(self, query: Query, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """As Table.sites."""
+        self._move_all()
+        return self._table.sites(query, after)
+
+    def scan(self, query: Query, after: int, limit: int) -> tuple[list[Entry], int | None]:
+        """As Table.scan."""
+        self._move_all()
+        return self._asked(lambda: self._table.scan(query, after, limit))
+
+    def survey(self, query: Query, after: int) -> tuple[int, Octets, int | None]:
+        """As Table.survey."""
+        self._move_all()
+        return self._asked(lambda: self._table.survey(query, after))
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What the table says; it may have put damaged rows aside."""
+        try:
+            return ask()
+        finally:
+            self._count()

@@ -1,0 +1,174 @@
+"""The file of blocks: what was written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from qmq.spool import journal as module
+from qmq.spool.journal import COUNTS, FRONT, HEAD, MESSAGE, PAGE, Block, Fresh, Journal, pack, unpack
+
+OCTETS = st.binary(max_size=300)
+NUMBERS = st.integers(0, (1 << 63) - 1)
+ROWS = st.lists(st.tuples(NUMBERS, OCTETS, st.floats(allow_nan=False), st.integers(0, 1 << 40), OCTETS), max_size=3)
+TOMBSTONES = st.lists(st.tuples(OCTETS, NUMBERS, OCTETS), max_size=3)
+
+
+def fresh(peer: bytes, seq: int, place: int, body: bytes, rows: list[Any]) -> Fresh:
+    made = Fresh(peer, seq, place, body, [])
+    for part, (number, site, born, size, record) in enumerate(rows):
+        made.rows.append((number, peer, seq, part, site, born, size, place, record))
+    return made
+
+
+BLOCKS = st.builds(
+    Block, st.lists(st.builds(fresh, OCTETS, NUMBERS, NUMBERS, OCTETS, ROWS), max_size=3),
+    st.lists(NUMBERS, max_size=5), TOMBSTONES,
+)  # fmt: skip
+
+
+def words(block: Block) -> Any:
+    """All that it says."""
+    messages = [(one.peer, one.seq, one.place, one.body, one.rows) for one in block.messages]
+    return messages, block.gone, list(block.tombstones)
+
+
+def simple(number: int, size: int = 100) -> Block:
+    row = (number, b"peer", number, 0, b"site", 1.5, size, number, b"record")
+    return Block([Fresh(b"peer", number, number, bytes([number % 251]) * size, [row])], [], [])
+
+
+class PackTests(SynchronousTestCase):
+    @given(BLOCKS)
+    @settings(max_examples=60, deadline=None)
+    def test_round(self, block: Block) -> None:
+        """What is packed is unpacked."""
+        self.assertEqual(words(unpack(b"".join(pack(block)))), words(block))
+
+    def test_cut(self) -> None:
+        """A payload that is cut, or too long, is none."""
+        payload = b"".join(pack(Block(simple(1).messages, [2, 3], [(b"peer", 4, b"recipients")])))
+        for end in range(len(payload)):
+            self.assertRaises(ValueError, unpack, payload[:end])
+        self.assertRaises(ValueError, unpack, payload + b"\0")
+
+
+class JournalTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = os.path.join(self.mktemp(), "journal")
+        os.makedirs(os.path.dirname(self.path))
+
+    def journal(self, generation: int = 7, secret: int = 99) -> Journal:
+        made = Journal(self.path, 1 << 20)
+        made.secret = secret
+        made.begin(generation)
+        self.addCleanup(made.close)
+        return made
+
+    def written(self, *numbers: int) -> bytes:
+        """The file after such messages."""
+        journal = self.journal()
+        for number in numbers:
+            self.assertTrue(journal.append(simple(number)))
+        return self.octets()
+
+    def octets(self) -> bytes:
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    def numbers(self, octets: bytes | None = None, since: int = 0, secret: int = 99) -> tuple[list[int], int]:
+        """Of the messages that are found, and how many alarms."""
+        if octets is not None:
+            with open(self.path, "wb") as file:
+                file.write(octets)
+        blocks, wrong = self.journal(secret=secret).read(since)
+        return [one.seq for block in blocks for one in block.messages], len(wrong)
+
+    def test_nobody_elses(self) -> None:
+        """Nobody but the owner can read it."""
+        self.written(1)
+        self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
+
+    def test_no_file(self) -> None:
+        """Without a file there is nothing, and no alarm."""
+        self.assertEqual(self.numbers(), ([], 0))
+
+    def test_cut_anywhere(self) -> None:
+        """Wherever the last block is cut or torn, those before are found and it is not; nobody is alarmed."""
+        whole = self.written(1, 2, 3)
+        self.assertEqual(self.numbers(whole), ([1, 2, 3], 0))
+        last = 2 * PAGE
+        end = len(whole.rstrip(b"\0"))
+        for at in range(last, end):
+            self.assertEqual(self.numbers(whole[:at]), ([1, 2], 0), at)
+            torn = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+            self.assertEqual(self.numbers(torn), ([1, 2], 0), at)
+
+    def test_damaged(self) -> None:
+        """A block that is damaged before others is an alarm; the others are found."""
+        whole = self.written(1, 2, 3)
+        for at, left in ((PAGE + 40, [1, 3]), (40, [2, 3])):
+            damaged = whole[:at] + b"?" + whole[at + 1 :]
+            self.assertEqual(self.numbers(damaged), (left, 1))
+
+    def test_generations(self) -> None:
+        """What an older generation left behind the new one's last block does not count, nor what is too old."""
+        self.written(1, 2, 3)
+        journal = self.journal(generation=8)
+        journal.append(simple(9))
+
+        self.assertEqual(self.numbers(), ([9], 0))
+        self.assertEqual(self.numbers(since=9), ([], 0))
+
+    def test_mail_like_blocks(self) -> None:
+        """Mail that looks like blocks is no block, should the block around it be damaged."""
+        inner = self.written(66)
+        os.unlink(self.path)
+        journal = self.journal(secret=1234)
+        row = (5, b"peer", 5, 0, b"site", 1.0, 9, 5, b"record")
+        at = FRONT.size + HEAD.size + COUNTS.size + MESSAGE.size + len(b"peer")  # where the body begins
+        journal.append(Block([Fresh(b"peer", 5, 5, bytes(PAGE - at) + inner, [row])], [], []))
+        damaged = self.octets()[:30] + b"?" + self.octets()[31:]
+
+        self.assertEqual(self.numbers(damaged, secret=99), ([66], 0))  # were the secret known
+        self.assertEqual(self.numbers(damaged, secret=1234), ([], 0))
+
+    def test_room(self) -> None:
+        """What would make it longer than it may be is not written."""
+        journal = self.journal()
+        while journal.append(simple(1, 100_000)):
+            pass
+        self.assertLessEqual(os.path.getsize(self.path), 1 << 20)
+        self.assertGreater(os.path.getsize(self.path), 900_000)
+        self.assertEqual(journal.size, os.path.getsize(self.path))
+
+    def test_failed(self) -> None:
+        """What could not be synced is not read, though its octets had come to the file."""
+        journal = self.journal()
+        journal.append(simple(1))
+        real, calls = module.write, []
+
+        def failing(fd: int, pieces: Any, at: int) -> int:
+            calls.append(at)
+            done = real(fd, pieces, at)
+            if len(calls) == 1:
+                raise OSError(5, "Input/output error")
+            return done
+
+        self.patch(module, "write", failing)
+        self.assertRaises(OSError, journal.append, simple(2))
+        self.assertEqual(self.numbers(), ([1], 0))
+        self.assertTrue(journal.append(simple(3)))
+        self.assertEqual(self.numbers(), ([1, 3], 0))
+
+    def test_piecewise(self) -> None:
+        """A disk that takes a block in pieces has it whole at last."""
+        real = module.write
+        self.patch(module, "write", lambda fd, pieces, at: real(fd, [b"".join(pieces)[:1000]], at))
+        self.assertTrue(self.journal().append(simple(1, 5000)))
+
+        self.assertEqual(self.numbers(), ([1], 0))

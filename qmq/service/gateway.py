@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -25,7 +24,7 @@ from qmq.notify import Notifier, listen_fds, matched
 from qmq.paths import reachable
 from qmq.privileges import CannotDrop, become, own
 from qmq.processes import Workers
-from qmq.service.common import House, mark, more_descriptors, open_house, say, sweep_controls
+from qmq.service.common import House, mark, more_descriptors, open_house, say, spare_collector, sweep_controls
 from qmq.service.crews import COMMAND, Roles, crew, crews, free_stores, listeners, takes_mail
 from qmq.service.handover import Hops
 from qmq.service.heirs import Heirs
@@ -272,11 +271,7 @@ class Gateway(MultiService):
         self.workers.setServiceParent(self)
 
     def _up(self, _: Any) -> None:
-        # What is here now stays: the collector need not look at it again. A
-        # message makes some fifty objects and no cycles.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)
+        spare_collector()
         self.known.tell()
         if self.child:
             self.lifeline.setServiceParent(self)

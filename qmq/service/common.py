@@ -189,7 +189,7 @@ def say(line: str) -> None:
 
 
 def spare_collector() -> None:
-    """What is here now stays: the collector need not look at it again. A message makes some fifty objects, no cycles."""
+    """What is here now stays: the collector need not look at it again. A message makes fifty objects, and no cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

@@ -76,8 +76,8 @@ class EventLog:
         self._waiting = b""  # written in part, or not at all, by a write that would have blocked
         self._owned_up = 0  # how many of *dropped* the log itself knows of
         self._timer: IDelayedCall | None = None
-        self._second = -1
-        self._date = ""
+        self._second = self._moment = -1  # of the latest line
+        self._date = self._stamp = ""
 
     def accepted(
         self, id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets
@@ -198,15 +198,23 @@ class EventLog:
         """These facts as lines."""
         form, lines = self._form, []
         for at, render, of in facts:
-            second = int(at)
             if self._tai64n:
+                second = int(at)
                 lines.append(f"@{_TAI + second:016x}{int((at - second) * 1e9):08x} {render(*of)}\n")
                 continue
-            if second != self._second:
-                self._second = second
-                self._date = form.OPEN + time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            lines.append(f"{self._date}.{int(at * 1000) % 1000:03d}{form.THEN}{render(*of)}{form.CLOSE}")
+            if (moment := int(at * 1000)) != self._moment:
+                self._moment = moment
+                self._stamp = self._stamped(moment)
+            lines.append(f"{self._stamp}{render(*of)}{form.CLOSE}")
         return "".join(lines).encode("ascii")
+
+    def _stamped(self, moment: int) -> str:
+        """What stands in front of a fact of that millisecond: made once for all of it, its date once a second."""
+        second, thousandths = divmod(moment, 1000)
+        if second != self._second:
+            self._second = second
+            self._date = self._form.OPEN + time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._date}.{thousandths:03d}{self._form.THEN}"
 
 
 def to_descriptor(fd: int) -> Write:

@@ -146,7 +146,8 @@ class LogTests(SynchronousTestCase):
         self.assertRegex(first, rf"\A\S+Z deferred(?: [a-z]+={value})+\Z")
         self.assertRegex(second, rf"\A\S+Z accepted(?: [a-z]+={value})+\Z")
         self.assertRegex(
-            third, r"\A\S+Z qmail-smtpd: pid 0 Reject::\S+ P:ESMTP S:\S*:\S* H:\S* F:\S* T:(?: '[^']*')?\Z"
+            third,
+            r"\A\S+Z qmail-smtpd: pid 0 (?:Reject|Accept|Info)::\S+ P:ESMTP S:\S*:\S* H:\S* F:\S* T:(?: '[^']*')?\Z",
         )
         self.assertIsNone(re.search(r"[^\x20-\x7e]", first + second + third))
 

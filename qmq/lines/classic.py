@@ -22,11 +22,14 @@ from qmq.mail import Address, Reply
 from qmq.session import Session, Transaction
 
 _LONGEST = 1000
+_BRIEF = Tail.BRIEF  # an enumeration's member costs as much as a call
 # An apostrophe is ordinary in an address (o'brien), and opens nothing without a blank before it.
 _FIELD = re.compile(r"[!#-\[\]-~]{0,1000}").fullmatch
 _NO_FIELD = re.compile(r"[^!#-\[\]-~]")
 _HOST = re.compile(r"[!#-9;-\[\]-~]{0,1000}").fullmatch
 _NO_HOST = re.compile(r"[^!#-9;-\[\]-~]")
+# Two addresses that stand as they are: there is no blank in them, so all are ours.
+_PLAIN_WHOM = re.compile(r"F:[!#-\[\]-~]{1,999} T:[!#-\[\]-~]{1,999}").fullmatch
 # A colon behind what looks like the name of a field is escaped, for those who look for " T:" anywhere.
 _INFO = re.compile(r"(?:[ -&(-9;-\[\]-~]|(?<! [PSHFT]):){0,1000}").fullmatch
 _NO_INFO = re.compile(r"[^ -&(-\[\]-~]|(?<= [PSHFT]):")
@@ -34,7 +37,8 @@ _NO_INFO = re.compile(r"[^ -&(-\[\]-~]|(?<= [PSHFT]):")
 
 def passed(session: Session, transaction: Transaction, recipient: Address, reason: str, info: str) -> str:
     """A recipient was accepted."""
-    return _line(session, transaction, recipient, *words.passed(reason, info))
+    event, info = words.passed(reason, info)
+    return _line(session, transaction, recipient, event, info)
 
 
 def refused(
@@ -50,29 +54,27 @@ def noted(session: Session, transaction: Transaction | None, recipient: Address 
 
 
 def _line(session: Session, transaction: Transaction | None, recipient: Address | None, event: Event, info: str) -> str:
-    head = (
-        f"qmail-smtpd: pid {session.number} {event.word} P:{_field(words.protocol(session, transaction))}"
-        f" {_source(session.client, session.host)}"
-    )
+    said = _said(event.word, words.protocol(session, transaction), session.client, session.host)
     tail = event.tail
-    if tail is Tail.AUTH or tail is Tail.TLS:
-        return f"{head} {'?' if tail is Tail.AUTH else '!'}= '{_info(info)}'"
-    helo = _helo(session.helo)
-    if tail is Tail.HOST:
-        return f"{head} H:{helo}"
+    if tail is not _BRIEF:  # which most are
+        head = f"qmail-smtpd: pid {session.number} {said}"
+        if tail is Tail.AUTH or tail is Tail.TLS:
+            return f"{head} {'?' if tail is Tail.AUTH else '!'}= '{_info(info)}'"
+        if tail is Tail.HOST:
+            return f"{head} H:{_helo(session.helo)}"
     if recipient is None and event.type == "DATA" and transaction is not None and transaction.recipients:
         recipient = transaction.recipients[0]  # as the original, which told the first of all
-    sender = "" if transaction is None else _mailbox(transaction.sender)
-    to = "" if recipient is None else _mailbox(recipient)
-    if tail is Tail.INFO or (info and tail is Tail.OURS):
-        return f"{head} H:{helo} F:{sender} T:{to} '{_info(info)}'"
-    return f"{head} H:{helo} F:{sender} T:{to}"
+    whom = _whom(None if transaction is None else transaction.sender, recipient)
+    line = f"qmail-smtpd: pid {session.number} {said} H:{_helo(session.helo)} {whom}"
+    if tail is not _BRIEF and (tail is Tail.INFO or (info and tail is Tail.OURS)):
+        return f"{line} '{_info(info)}'"
+    return line
 
 
 # What a session says again and again, and the next one of the same client.
 @lru_cache(maxsize=1024)
-def _source(client: str, host: str) -> str:
-    return f"S:{_field(client)}:{host if _HOST(host) else _escape(host, _NO_HOST)}"
+def _said(word: str, protocol: str, client: str, host: str) -> str:
+    return f"{word} P:{_field(protocol)} S:{_field(client)}:{host if _HOST(host) else _escape(host, _NO_HOST)}"
 
 
 @lru_cache(maxsize=1024)
@@ -86,6 +88,14 @@ def _field(text: str) -> str:
 
 def _info(text: str) -> str:
     return text if _INFO(text) else _escape(text, _NO_INFO)
+
+
+def _whom(sender: Address | None, recipient: Address | None) -> str:
+    if sender is not None and recipient is not None and sender.domain and recipient.domain:
+        both = b"F:%b@%b T:%b@%b" % (sender.local, sender.domain, recipient.local, recipient.domain)
+        if _PLAIN_WHOM(text := both.decode("latin-1")):
+            return text
+    return f"F:{'' if sender is None else _mailbox(sender)} T:{'' if recipient is None else _mailbox(recipient)}"
 
 
 def _mailbox(address: Address) -> str:

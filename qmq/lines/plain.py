@@ -37,6 +37,10 @@ _QUOTABLE = re.compile(r"[ !#-\[\]-~]{0,1000}").fullmatch  # no quote or backsla
 _PLAIN_DELIVERY = re.compile(
     r"id=[!#-<>-~]{1,99} queue=[!#-<>-~]{1,99} to=<[!#-<>-~]{1,499}@[!#-<>?A-~]{1,499}>"
 ).fullmatch
+# Likewise of an accepted message with one recipient: its id, and whom it is from and to.
+_PLAIN_ACCEPTED = re.compile(
+    r"([!#-<>-~]{1,1000}) (from=<[!#-<>-~]{1,998}> recipients=1 to=<[!#-<>-~]{1,998}>)"
+).fullmatch
 _MOST_RECIPIENTS = 100
 
 
@@ -89,6 +93,11 @@ def _client(client: str, helo: bytes, tls: str, user: bytes) -> str:
 def accepted(id: bytes, session: Session, sender: Address, recipients: Sequence[Address], size: Octets) -> str:
     """The primary said 250."""
     client = _client(session.client, session.helo, session.tls, session.user)
+    if len(recipients) == 1 and sender.domain and (to := recipients[0]).domain:
+        words = b"%b from=<%b@%b> recipients=1 to=<%b@%b>" % (id, sender.local, sender.domain, to.local, to.domain)
+        if (plain := _PLAIN_ACCEPTED(words.decode("latin-1"))) is not None:
+            which, whom = plain.groups()
+            return f"accepted id={which} session={session.number} {client} {whom} size={size}"
     return (
         f"accepted id={_bytes(id)} session={session.number} {client} from={_mailbox(sender)}"
         f" {_mailboxes(recipients)} size={size}"

@@ -1,6 +1,6 @@
 import re
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -240,3 +240,19 @@ class ClassicTests(SynchronousTestCase):
 
         fields = self.parsed(line)
         self.assertEqual({len(fields[name]) for name in ("helo", "host", "from", "to", "info")}, {1000})
+
+    @given(
+        st.one_of(st.just(b"x" * 990), st.binary(max_size=6), st.from_regex(rb"[ -~]{1,9}", fullmatch=True)),
+        st.one_of(st.just(b"y" * 12), st.binary(max_size=6), st.from_regex(rb"[ -~]{1,9}", fullmatch=True)),
+    )
+    @example(b"x" * 990, b"y" * 8)
+    @example(b"x" * 990, b"y" * 9)
+    def test_addresses_alike(self, local, domain):
+        """An address stands in the line in the same form whether there is another one beside it or not."""
+        address = Address(local, domain)
+        reason = "Accept::SNDR::Relay_Client"
+
+        both = classic.passed(SESSION, Transaction(b"q", address), address, reason, "")
+
+        alone = classic.passed(SESSION, Transaction(b"q", NULL_SENDER), address, reason, "").partition(" F: T:")[2]
+        self.assertTrue(both.endswith(f" H:client.example F:{alone} T:{alone}"), both)

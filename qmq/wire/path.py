@@ -25,8 +25,12 @@ DOMAIN_OCTETS: Octets = 255
 # No repeat in these can match the same octets in two ways, so that failing takes linear time too.
 _ATOM = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = rb"[A-Za-z0-9_-]{1,63}"
-# What most paths are, local part and domain parted: in octets of these no quoting, no literal, no route.
-PLAIN = rb"<(%b(?:\.%b)*)@(%b(?:\.%b)*)>" % (_ATOM, _ATOM, _LABEL, _LABEL)
+# What most paths are, local part and domain parted: in octets of these no quoting, no literal, no route; no dot at an
+# end or beside another, and no label too long, for the domain is not either.
+PLAIN = (
+    rb"<(?![^>]{0,255}\.[.@>])([A-Za-z0-9!#$%&'*+/=?^_`{|}~-][A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]*+)"
+    rb"@([A-Za-z0-9_-][A-Za-z0-9_.-]{0,62})>"
+)
 PLAIN_OCTETS: Octets = 256  # up to so many the limits of both parts hold by themselves
 _ORDINARY = re.compile(PLAIN)
 

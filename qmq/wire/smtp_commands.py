@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 
 from qmq.mail import Address, Reply
-from qmq.wire.path import PLAIN, PLAIN_OCTETS, BadPath, parse_path
+from qmq.wire.path import PLAIN, BadPath, parse_path
 from qmq.wire.smtp_events import (
     Chunk,
     DataStart,
@@ -51,6 +51,26 @@ _NULL_RECIPIENT = Malformed(Reply(501, "5.1.3", "a recipient can't be empty"))
 _BDAT_SYNTAX = Malformed(Reply(501, "5.5.4", "syntax: BDAT size [LAST], closing"), close=True)
 
 
+# What most clients say, with its CRLF, in a buffer. What does not look like it, or is longer than PLAIN_OCTETS, is for
+# parse_command to read.
+USUAL = re.compile(
+    rb"RCPT TO:%b\r\n|MAIL FROM:%b(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?\r\n|DATA\r\n" % (PLAIN, PLAIN)
+).match
+_DATA = DataStart()
+
+
+def usual_command(found: re.Match[bytes]) -> Event:
+    """The event of a line that USUAL has found: as parse_command would give it."""
+    last = found.lastindex
+    if last is None:
+        return _DATA
+    if last == 2:
+        local, domain = found.group(1, 2)
+        return RcptTo(Address(local, domain.lower()))
+    local, domain, size, body_type = found.group(3, 4, 5, 6)
+    return MailFrom(Address(local, domain.lower()), int(size or 0), body_type or b"7BIT")
+
+
 def parse_command(line: bytes) -> Event:
     """
     The event of a command line; whether it fits now, and whether SMTPUTF8 allows an RCPT, is not asked here.
@@ -81,13 +101,7 @@ def _suspect(line: bytes, event: Malformed) -> Malformed:
     return event
 
 
-# What most clients say, in one step.
-_PLAIN_RCPT = re.compile(rb"(?i:RCPT TO:)" + PLAIN)
-
-
 def _rcpt(line: bytes) -> Event:
-    if len(line) <= PLAIN_OCTETS and (match := _PLAIN_RCPT.fullmatch(line)):
-        return RcptTo(Address(match[1], match[2].lower()))
     argument = line[4:]
     if argument[:4].upper() != b" TO:":
         return _RCPT_SYNTAX
@@ -105,13 +119,7 @@ def _rcpt(line: bytes) -> Event:
     return RcptTo(recipient) if recipient.local else _NULL_RECIPIENT
 
 
-_PLAIN_MAIL = re.compile(rb"(?i:MAIL FROM:)" + PLAIN + rb"(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?")
-
-
 def _mail(line: bytes) -> Event:
-    if len(line) <= PLAIN_OCTETS and (match := _PLAIN_MAIL.fullmatch(line)):
-        local, domain, size, body_type = match.groups()
-        return MailFrom(Address(local, domain.lower()), int(size or 0), body_type or b"7BIT")
     argument = line[4:]
     if argument[:6].upper() != b" FROM:":
         return _MAIL_SYNTAX
@@ -227,7 +235,7 @@ def _bdat(line: bytes) -> Event:
 _COMMANDS: dict[bytes, Callable[[bytes], Event]] = {
     b"RCPT": _rcpt,
     b"MAIL": _mail,
-    b"DATA": _alone(DataStart()),
+    b"DATA": _alone(_DATA),
     b"BDAT": _bdat,
     b"EHLO": _hello(extended=True),
     b"HELO": _hello(extended=False),

@@ -14,7 +14,8 @@ say. It remembers one thing only: whether MAIL allowed UTF-8 in addresses.
 from __future__ import annotations
 
 from qmq.mail import Octets, Reply
-from qmq.wire.smtp_commands import BARE_LF, NO_UTF8, NOT_SMTP, TLS_HANDSHAKE, parse_command
+from qmq.wire.path import PLAIN_OCTETS
+from qmq.wire.smtp_commands import BARE_LF, NO_UTF8, NOT_SMTP, TLS_HANDSHAKE, USUAL, parse_command, usual_command
 from qmq.wire.smtp_events import BodyPart, Chunk, DataStart, Event, MailFrom, Malformed, Quit, RcptTo, StartTLS
 from qmq.wire.text import LINE_OCTETS, PART_OCTETS, Text
 
@@ -40,7 +41,7 @@ class SMTPServerWire:
 
     __slots__ = (
         "_at", "_buffer", "_chunk_last", "_chunk_left", "_classic", "_command_octets", "_deaf", "_event",
-        "_line_octets", "_out", "_text", "_utf8", "awaiting", "held",
+        "_line_octets", "_out", "_text", "_usual_octets", "_utf8", "awaiting", "held",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +52,7 @@ class SMTPServerWire:
         self._classic = classic
         self._line_octets = line_octets
         self._command_octets = command_octets
+        self._usual_octets = min(PLAIN_OCTETS, command_octets)
         self._buffer = b""
         self._at = 0  # what is before was given out
         self._out: list[bytes] = []
@@ -79,6 +81,12 @@ class SMTPServerWire:
             return self._chunk_part()
 
         buffer, at = self._buffer, self._at
+        if (usual := USUAL(buffer, at)) is not None and (end := usual.end()) - at <= self._usual_octets:
+            self._at = end
+            self.held -= end - at
+            self.awaiting = True
+            self._event = event = usual_command(usual)
+            return event
         end = buffer.find(b"\r\n", at)
         if end < 0 or end + 2 - at > self._command_octets:
             return self._no_command()

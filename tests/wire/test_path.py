@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -169,6 +169,26 @@ class PathTests(SynchronousTestCase):
                 self.assertTrue((start + raw).endswith(rest))
                 self.assertFalse(set(bytes(address)) & {*range(32), 127})
                 self.assertEqual(address.domain, address.domain.decode().lower().encode())
+
+    @given(
+        first=st.sampled_from([b"a", b".", b"-", b"x" * 63]),
+        parts=st.lists(st.sampled_from([*(bytes([octet]) for octet in b"..aA1-_+>@"), b"x" * 63, b"a@b", b".org>"])),
+    )
+    @example(b"a", [b"@", b"x" * 63, b".x>"])
+    @example(b"a", [b"@", b"x" * 64, b">"])
+    @example(b"a", [b"..b@c>"])
+    @example(b"a", [b".b@c.D>", b" x"])
+    def test_at_a_glance(self, first: bytes, parts: list[bytes]) -> None:
+        """An ordinary path is the same address as behind a source route, where none is ordinary."""
+        raw = first + b"".join(parts)
+        found: list[object] = []
+        for start in (b"<", b"<@r:"):
+            try:
+                found.append(parse_path(start + raw))
+            except BadPath as bad:
+                found.append(bad.reply)
+
+        self.assertEqual(found[0], found[1])
 
     def test_linear(self) -> None:
         """The longest hostile path takes no time to speak of."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.mail import NULL_SENDER, Address
-from qmq.wire.smtp_commands import parse_command
+from qmq.wire.path import PLAIN_OCTETS
+from qmq.wire.smtp_commands import USUAL, parse_command, usual_command
 from qmq.wire.smtp_events import (
     Chunk,
     DataStart,
@@ -194,3 +195,23 @@ class CommandTests(SynchronousTestCase):
 
         if not isinstance(event, Malformed):
             self.assertFalse(set(line) & {*range(32), 127})
+
+    @given(
+        verb=st.sampled_from([b"MAIL FROM:", b"RCPT TO:", b"DATA", b"data", b"mail FROM:", b"RCPT TO: "]),
+        path=st.lists(st.sampled_from([*(bytes([octet]) for octet in b"<>@..aA1-_+"), b"<a", b"b>", b"x" * 63])),
+        rest=st.sampled_from(
+            [b"", b" ", b" SIZE=1", b" SIZE=20 BODY=8BITMIME", b" BODY=BINARYMIME", b" SIZE=" + b"9" * 21]
+        ),
+    )
+    @example(b"MAIL FROM:", [b"<a@b.C>"], b" SIZE=20 BODY=8BITMIME")
+    @example(b"RCPT TO:", [b"<a@b.C>"], b"")
+    @example(b"RCPT TO:", [b"<a@", b"x" * 64, b">"], b"")
+    @example(b"DATA", [], b"")
+    def test_at_a_glance(self, verb: bytes, path: list[bytes], rest: bytes) -> None:
+        """What most clients say means the same whether it is recognised at a glance or read with care."""
+        line = verb + b"".join(path) + rest
+        found = USUAL(b"NOOP\r\n" + line + b"\r\nQUIT\r\n", 6)
+
+        if found is not None and found.end() <= 6 + PLAIN_OCTETS:
+            self.assertEqual(found.end(), 6 + len(line) + 2)
+            self.assertEqual(usual_command(found), parse_command(line))

@@ -379,6 +379,13 @@ class SmugglingTests(SMTPServerTestCase):
         self.assertLessEqual(len(last.data), 65536)
         self.assertEqual(client.events[2:], [Noop()])
 
+    def test_long_command(self) -> None:
+        """A command that is too long ends the session, the most usual too."""
+        mail = b"MAIL FROM:<a@b>\r\n"
+
+        self.assertEqual(self.events(mail, command_octets=len(mail)), [MailFrom(Address(b"a", b"b"))])
+        self.assertClosed(self.events(mail, command_octets=len(mail) - 1), 500)
+
     def test_bare_in_a_spoilt_text(self) -> None:
         """A bare LF behind a line that is too long still ends the session."""
         self.assertClosed(self.events(DATA + b"x" * 40 + b"\r\na\n.\r\n\r\n.\r\n", line_octets=32), 554)

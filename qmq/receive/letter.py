@@ -117,7 +117,8 @@ class Letter:
             return None
         header = draft.header()
         # A loop first, as in SPAMCONTROL 2.5: each turn makes the message longer.
-        if header is not None and hops(header) >= most_hops:
+        # Each hop has a line of its own: few lines, as most headers have, are few hops.
+        if header is not None and header.count(b"\n") >= most_hops - 1 and hops(header) >= most_hops:
             return Fault(LOOP, "Reject::SMTP::Toomany_Hops")
         if over:
             return Fault(TOO_BIG, "Reject::DATA::Invalid_Size")

@@ -12,17 +12,17 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISenderChecker
+from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISelective, ISenderChecker
 from qmq.mail import Address, Reply
-from qmq.receive.context import Context, Owner
+from qmq.receive.context import Context, Owner, Some, perhaps
 from qmq.rules.badmailfrom import NOBODY, BadMailFrom, read_badmailfrom
 from qmq.rules.watched import Watched
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _REFUSED = Reply(553, "5.7.1", "sorry, your envelope sender is in my badmailfrom list")
 
 
-@implementer(ISenderChecker, IRecipientChecker)
+@implementer(ISenderChecker, IRecipientChecker, ISelective)
 class BadMailFromCheck:
     """Asks the primary's *rules* at MAIL, and those of a recipient's owner, if it has any, at RCPT."""
 
@@ -31,10 +31,16 @@ class BadMailFromCheck:
         rules: Watched[BadMailFrom],
         owner: Callable[[bytes], Owner | None],
         watch: Callable[[str], Watched[BadMailFrom]],
+        some: Some = perhaps,
     ) -> None:
         self._rules = rules
         self._owner = owner
         self._watch = watch
+        self._some = some
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """At RCPT everybody, if an instance has a file of its own; at MAIL always."""
+        return phase == "sender" or self._some(_has_its_own)
 
     def sender(self, session: Session, transaction: Transaction) -> Verdict | None:
         """A refusal, with the condition for the log."""
@@ -46,6 +52,10 @@ class BadMailFromCheck:
         if owner is None or not owner.badmailfrom:
             return None
         return _verdict(self._watch(owner.badmailfrom).now(), session, transaction.sender)
+
+
+def _has_its_own(owner: Owner) -> bool:
+    return bool(owner.badmailfrom)
 
 
 def _verdict(rules: BadMailFrom, session: Session, sender: Address) -> Verdict | None:
@@ -73,4 +83,4 @@ class Factory:
         def watch(path: str) -> Watched[BadMailFrom]:
             return context.watch(path, read_badmailfrom, NOBODY)
 
-        return BadMailFromCheck(watch(context.path(self.name, options)), context.owner, watch)
+        return BadMailFromCheck(watch(context.path(self.name, options)), context.owner, watch, context.some)

@@ -17,11 +17,12 @@ from zope.interface import implementer
 
 from qmq.deliver.callout import Callouts
 from qmq.deliver.callout_line import NoAnswer
-from qmq.interfaces import Answer, ICheckerFactory, IRecipientChecker
+from qmq.interfaces import Answer, ICheckerFactory, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply, Seconds
+from qmq.receive.context import Owner, Some, perhaps
 from qmq.rules import options as said
 from qmq.rules.recipients import unknown
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _EXISTS = Verdict(reason="Accept::RCPT::Recipients_Callout")
 _LATER = Verdict(
@@ -30,7 +31,7 @@ _LATER = Verdict(
 )
 
 
-@implementer(IRecipientChecker)
+@implementer(IRecipientChecker, ISelective)
 class Callout:
     """
     Refuses what the host of a recipient's instance does not know.
@@ -44,18 +45,24 @@ class Callout:
         site: Callable[[Address], bytes],
         ask: Callable[[bytes, Address], bool | Deferred[bool]],
         limit: Seconds = 30,
+        some: Some = perhaps,
     ) -> None:
         self._owner = owner
         self._site = site
         self._ask = ask
+        self._some = some
         self.limit = limit
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients that may not relay, if an instance wants it."""
+        return environment.relayclient is None and self._some(_wants_it)
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Answer:
         """At once if the answer is remembered; None if nobody is to be asked."""
         if session.relay or not recipient.domain:
             return None
         owner = self._owner(recipient.domain)
-        if owner is None or owner.callout not in {"open", "closed"}:
+        if owner is None or not _wants_it(owner):
             return None
         answer = self._ask(self._site(recipient), recipient)
         if isinstance(answer, Deferred):
@@ -68,6 +75,10 @@ class Callout:
         except NoAnswer:
             return trouble
         return _EXISTS if exists else unknown(session)
+
+
+def _wants_it(owner: Owner) -> bool:
+    return owner.callout in {"open", "closed"}
 
 
 @implementer(ICheckerFactory)
@@ -100,4 +111,4 @@ class Factory:
             unknown=said.seconds(self.name, options, "unknown", 600),
             entries=said.count(self.name, options, "entries", 50_000, 2),
         )
-        return Callout(context.owner, context.site, callouts.ask, limit=seconds + 5)
+        return Callout(context.owner, context.site, callouts.ask, limit=seconds + 5, some=context.some)

@@ -17,13 +17,13 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import Answer, ICheckerFactory, IRecipientChecker
+from qmq.interfaces import Answer, ICheckerFactory, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply, Seconds
 from qmq.programs import Programs, ProgramTrouble, executable
 from qmq.rules import options as said
 from qmq.rules.recipients import ANSWERED, FOUND, PASSED, WILD, Keys, Program, Recipients, Source, keys, read, unknown
 from qmq.rules.watched import Files, Watched
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _ACCEPTED = {reason: Verdict(reason=reason) for reason in (FOUND, ANSWERED, WILD, PASSED)}
 _LATER = Verdict(reply=Reply(451, "4.3.0", "cannot look mailboxes up for now, try again later"))
@@ -96,7 +96,7 @@ class RuleFiles:
         return _LATER
 
 
-@implementer(IRecipientChecker)
+@implementer(IRecipientChecker, ISelective)
 class KnownRecipients:
     """
     Refuses recipients whom no source knows.
@@ -121,6 +121,10 @@ class KnownRecipients:
         self._trouble = trouble
         self._breaks = breaks
         self.limit = limit
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Clients that may not relay."""
+        return environment.relayclient is None
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Answer:
         """Why it is known, or a refusal; None for relay clients, and where there are no rules."""

@@ -14,12 +14,12 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, IRecipientChecker
+from qmq.interfaces import Answer, ICheckerFactory, IMessageChecker, IRecipientChecker, ISelective
 from qmq.mail import Address, Message, Reply, path
-from qmq.receive.context import Context, Owner
+from qmq.receive.context import Context, Owner, Some, perhaps
 from qmq.rules.options import count, seconds
 from qmq.rules.watched import BadLine, lines
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 from qmq.spf.evaluate import Limits
 from qmq.spf.field import handed_in, received_spf
 from qmq.spf.finding import EXPLAINING, EXPLANATION, SPF, TIMEOUT, Finding, printable
@@ -56,7 +56,7 @@ _TROUBLE = Verdict(reply=Reply(451, "4.4.3", "SPF: trouble with DNS, try again l
 _NOTE = "spf"
 
 
-@implementer(IRecipientChecker, IMessageChecker)
+@implementer(IRecipientChecker, IMessageChecker, ISelective)
 class SPFCheck:
     """
     Asks *spf* once a transaction, at the first recipient whose level wants it.
@@ -65,11 +65,25 @@ class SPFCheck:
     *limit* is how long an answer may take.
     """
 
-    def __init__(self, spf: SPF, owner: Callable[[bytes], Owner | None], me: str, limit: float) -> None:
+    def __init__(
+        self,
+        spf: SPF,
+        owner: Callable[[bytes], Owner | None],
+        me: str,
+        limit: float,
+        some: Some = perhaps,
+    ) -> None:
         self.limit = limit
         self._check = spf.check
         self._owner = owner
         self._me = me
+        self._some = some
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Who may not relay, if it or an instance has a level; and whom a wrapper has something to say of."""
+        if environment.relayclient is None and (environment.spf > 0 or self._some(_has_a_level)):
+            return True
+        return phase == "message" and bool(environment.variables.get("SPFINFO"))
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Answer:
         """A refusal, or the word that SPF was passed, as the recipient's level wants."""
@@ -109,6 +123,10 @@ class SPFCheck:
             ("problem", found.problem),
         ]
         return Verdict(fields=received_spf(found.result.value, comment, pairs))
+
+
+def _has_a_level(owner: Owner) -> bool:
+    return owner.spf is not None and owner.spf > 0
 
 
 def _remembered(session: Session, transaction: Transaction) -> Finding | None:
@@ -158,7 +176,7 @@ class Factory:
             timeout=timeout,
             limits=Limits(voids=count(self.name, options, "voids", 2)),
         )
-        return SPFCheck(spf, context.owner, context.me, timeout + EXPLAINING + 5)
+        return SPFCheck(spf, context.owner, context.me, timeout + EXPLAINING + 5, context.some)
 
 
 def _line(path: str, remedy: str) -> tuple[int, bytes] | None:

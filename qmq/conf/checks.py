@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,7 +22,7 @@ from qmq.conf.settings import OWN_CHECKS
 from qmq.conf.written import Findings, Written
 from qmq.mail import Address
 from qmq.receive.catalogue import TERMS, installed, look_in, make
-from qmq.receive.context import Context
+from qmq.receive.context import Context, Owner
 from qmq.rules.watched import BadLine, Files
 
 
@@ -52,6 +52,16 @@ def context(
     def owner(domain: bytes) -> Any:
         return present().instance_for(domain)
 
+    answers: dict[Callable[[Owner], bool], tuple[Conf, bool]] = {}  # and by which configuration
+
+    def some(true: Callable[[Owner], bool]) -> bool:
+        of, answer = answers.get(true, (None, False))
+        if of is not present():
+            instances: Sequence[Any] = present().instances
+            answer = any(true(instance) for instance in instances)
+            answers[true] = present(), answer
+        return answer
+
     def site(recipient: Address) -> bytes:
         instance = present().instance_for(recipient.domain)
         return b"" if instance is None else site_for(instance, recipient)
@@ -65,7 +75,7 @@ def context(
         lambda domain: present().accepts(domain), most, clock, says=None if conf.primary.said_hosts is None else says,
         me=conf.general.me, folder=folder,
         control=conf.general.control or os.path.join(folder, "control"),
-        spool=room(conf), files=files, owner=owner, site=site, **live,
+        spool=room(conf), files=files, owner=owner, some=some, site=site, **live,
     )  # fmt: skip
 
 

@@ -27,8 +27,16 @@ class Owner(Protocol):
     callout: str  # "no", "open" (accept if nobody answers) or "closed" (450)
 
 
+Some = Callable[[Callable[[Owner], bool]], bool]  # whether there is an instance of which that is true
+
+
 def _nobody(_: bytes) -> None:
     """There are no instances."""
+
+
+def perhaps(_: object) -> bool:
+    """Nobody knows what instances there are."""
+    return True
 
 
 def _nowhere(_: Address) -> bytes:
@@ -55,6 +63,7 @@ class Context:
     spool: str = ""  # a folder of the primary's own, for files that live as long as a check
     files: Files = field(default_factory=Files, hash=False, compare=False)
     owner: Callable[[bytes], Owner | None] = _nobody  # whose this domain (in lower case) is
+    some: Some = perhaps  # of the instances there are now; for ISelective: to be asked with functions that stay
     site: Callable[[Address], bytes] = (
         _nowhere  # where a recipient's mail is delivered to, as qmq.deliver.dial wants it
     )

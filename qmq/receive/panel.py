@@ -36,16 +36,27 @@ class Panels:
     Chooses among *phases*, all the checks by phase.
 
     *broken* is told of a check that raises when it is asked whom it concerns;
-    such a check is asked of everybody.
+    such a check is asked of everybody. When *present* gives another object, the
+    configuration has changed, and it is chosen anew.
     """
 
-    def __init__(self, phases: Mapping[str, Sequence[Check]], broken: Callable[[Check, BaseException], object]) -> None:
+    def __init__(
+        self,
+        phases: Mapping[str, Sequence[Check]],
+        broken: Callable[[Check, BaseException], object],
+        present: Callable[[], object],
+    ) -> None:
         self._phases = phases
         self._broken = broken
+        self._present = present
+        self._conf = present()
         self._panels: dict[int, Panel] = {}  # by the identity of their environments, which they hold
 
     def of(self, environment: Environment) -> Panel:
         """Those who judge clients with these settings."""
+        if (conf := self._present()) is not self._conf:
+            self._conf = conf
+            self._panels.clear()
         panel = self._panels.get(id(environment))
         if panel is None:
             if len(self._panels) >= _MOST:

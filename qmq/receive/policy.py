@@ -87,7 +87,8 @@ class Policy:
 
     *guard* and *tallies* are the process's, and outlive a Policy. Checkers that
     block have threads if there is *call_from_thread*, the reactor's; without it
-    they are called like any other.
+    they are called like any other. *present* gives the configuration of the moment,
+    another object when it has changed: then checkers are asked anew whom they concern.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Policy:
         guard: Guard | None = None,
         tallies: Tallies | None = None,
         call_from_thread: Callable[..., object] | None = None,
+        present: Callable[[], object] = lambda: None,
     ) -> None:
         self._clock = clock
         self._guard = guard or Guard(on=False)
@@ -112,7 +114,7 @@ class Policy:
                 raise ValueError(f"the checker {name} checks nothing (no I...Checker is provided)")
             for method, check in checks.items():
                 phases[method].append(check)
-        self._panels = Panels(phases, self._broken)
+        self._panels = Panels(phases, self._broken, present)
 
     def _checks(self, name: str, checker: object, place: int, limit: Seconds, terms: Terms) -> dict[str, Check]:
         """By phase."""

@@ -49,7 +49,7 @@ def open_door(house: House, intake: Intake, guard: Guard, tallies: Tallies, numb
     made = make_checkers(_there(conf.primary.checks), context, options)
     policy = Policy(
         [*made, ("intake", intake)], house.reactor, terms=terms_of(options), guard=guard,
-        tallies=tallies, call_from_thread=house.reactor.callFromThread,
+        tallies=tallies, call_from_thread=house.reactor.callFromThread, present=lambda: house.conf,
     )  # fmt: skip
     return Door(policy, Clients(layers(conf), files, house.resolver, house.reactor, numbers=numbers))
 

@@ -7,6 +7,7 @@ from qmq.checks.badmailfrom import Factory
 from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISenderChecker
 from qmq.mail import Address
 from qmq.rules.watched import BadLine
+from qmq.session import Environment
 from tests.checks.lists import RECIPIENT, Control, client, mail, said
 
 
@@ -17,7 +18,10 @@ def refused(condition):
 class BadMailFromTests(SynchronousTestCase):
     def setUp(self):
         self.alpha = SimpleNamespace(name="alpha", badmailfrom="")
-        self.control = Control(self.mktemp(), owner=lambda domain: self.alpha if domain == b"alpha.example" else None)
+        self.control = Control(
+            self.mktemp(), owner=lambda domain: self.alpha if domain == b"alpha.example" else None,
+            some=lambda true: true(self.alpha),
+        )  # fmt: skip
 
     def made(self, text=None, **options):
         if text is not None:
@@ -48,6 +52,15 @@ class BadMailFromTests(SynchronousTestCase):
             self.assertNotIn("*", verdict.reply.text)
         for sender in (b"f@x.example", b"F@X.example", b"a@z.example", b""):
             self.assertIsNone(checker.sender(client(host="h.z.example"), mail(sender)))
+
+    def test_concerns(self):
+        """Recipients are a matter for the check as soon as an instance has a file of its own; senders always are."""
+        checker = self.made()
+
+        self.assertTrue(checker.concerns(Environment(relayclient=b""), "sender"))
+        self.assertFalse(checker.concerns(Environment(), "recipient"))
+        self.alpha.badmailfrom = "bad"
+        self.assertTrue(checker.concerns(Environment(relayclient=b""), "recipient"))
 
     def test_relay_clients(self):
         """Clients that may relay are asked too; of our own domains they may send."""

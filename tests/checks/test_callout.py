@@ -50,6 +50,16 @@ class CalloutTests(SynchronousTestCase):
             self.assertTrue(verifyObject(IRecipientChecker, checker))
         self.assertTrue(verifyObject(ICheckerFactory, Factory()))
 
+    def test_concerns(self):
+        """Clients are concerned that may not relay, once an instance wants its host to be asked."""
+        owners = [OWNERS[b"no.test"]]
+        checker = Callout(OWNERS.get, bytes, self.ask, some=lambda true: any(map(true, owners)))
+
+        self.assertFalse(checker.concerns(Environment(), "recipient"))
+        owners.append(OWNERS[b"open.test"])
+        self.assertTrue(checker.concerns(Environment(), "recipient"))
+        self.assertFalse(checker.concerns(Environment(relayclient=b""), "recipient"))
+
     def test_nobody_is_asked(self):
         """Nobody is asked for relay clients, for domains of no instance, and where the instance does not want it."""
         for raw, relay in (

@@ -94,6 +94,9 @@ class RecipientsTests(CheckerCase):
 
     def test_relay(self):
         """A relay client is not asked."""
+        for relayclient in (None, b"", b"@x"):
+            concerned = self.made(b"!two.test").concerns(Environment(relayclient=relayclient), "recipient")
+            self.assertIs(concerned, relayclient is None)
         self.assertIs(self.said(self.made(b"!two.test"), b"x@one.test", relay=True), None)
 
     def test_postmaster(self):

@@ -50,7 +50,7 @@ class SPFCase(ListenerCase):
         self.files = Files(self.warned.append if hasattr(self, "warned") else None)
         context = Context(
             lambda _: True, 0, self.clock, me="mx.ours.example", control=self.control, files=self.files,
-            owner=self.owners.get, resolver=self.resolver,
+            owner=self.owners.get, some=lambda true: any(map(true, self.owners.values())), resolver=self.resolver,
         )  # fmt: skip
         return Factory().make(context, options)
 
@@ -68,6 +68,24 @@ class LevelTests(SPFCase):
             "192.0.2.1", 40000, "192.0.2.25", 25, helo=how.pop("helo", b"h.example"),
             environment=Environment(spf=level, **how.pop("environment", {})), conduct=Conduct(), **how,
         )  # fmt: skip
+
+    def test_concerns(self):
+        """Nobody is asked of whom no level can be; the word of a wrapper is heard of all, relay clients too."""
+        phases = ("recipient", "message")
+
+        def concerned(**settings):
+            return tuple(phase for phase in phases if self.checker.concerns(Environment(**settings), phase))
+
+        info = {"variables": {"SPFINFO": "pass"}}
+        self.owned(b"none.example", None)
+        self.owned(b"off.example", 0)
+        self.assertEqual(concerned(), ())
+        self.assertEqual(concerned(**info), ("message",))
+        self.assertEqual(concerned(spf=1), phases)
+        self.assertEqual(concerned(spf=1, relayclient=b""), ())
+        self.owned(b"on.example", 1)
+        self.assertEqual(concerned(), phases)
+        self.assertEqual(concerned(relayclient=b"", **info), ("message",))
 
     def said(self, session, sender=b"fail.example", to=TO, id=b"spool-1"):  # noqa: A002
         transaction = Transaction(id, Address(b"a", sender) if sender else NULL_SENDER)

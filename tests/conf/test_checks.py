@@ -33,6 +33,23 @@ def refuses(context, options):
 
 
 class ChecksTests(ConfTestCase):
+    def test_some_instance(self):
+        """A check learns whether any instance has something set, by the configuration of the moment."""
+        confs = [load(self.write(HEAD + more), USER, rules=False) for more in ("", "callout = open\n")]
+        now = [confs[0]]
+        asked = []
+
+        def wants(owner):
+            asked.append(owner.name)
+            return owner.callout == "open"
+
+        some = checks.context(confs[0], None, None, lambda: now[0]).some
+
+        self.assertEqual([some(wants), some(wants)], [False, False])
+        self.assertEqual(len(asked), len(confs[0].instances))  # once each
+        now[0] = confs[1]
+        self.assertTrue(some(wants))
+
     def findings(self, said, *factories, sections="", files=None):
         """The errors and the warnings of these checks, if these factories are installed."""
         path = self.write(HEAD.replace("[alpha]", f"{said}\n[alpha]") + sections, files)

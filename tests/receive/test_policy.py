@@ -244,6 +244,24 @@ class PolicyTests(SynchronousTestCase):
         self.assertEqual(checker.wondered, 4)
         self.assertEqual(policy.tallies()["c"]["asked"], 2)
 
+    def test_selective_anew(self):
+        """Who is asked of whom is decided anew when the configuration has changed, for open sessions too."""
+
+        @implementer(IHeloChecker, ISelective)
+        class OfTheMoment:
+            def concerns(self, environment, phase):
+                return conf[0] == "strict"
+
+            def helo(self, session):
+                return REFUSAL
+
+        conf = ["mild"]
+        policy = Policy([("c", OfTheMoment())], self.clock, present=lambda: conf[0])
+
+        self.assertIsNone(policy.helo(SESSION))
+        conf[0] = "strict"
+        self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
+
     def test_selective_broken(self):
         """One that cannot say whom it concerns is asked of everybody, and named in the log."""
 

@@ -108,6 +108,19 @@ class Origin:
     user: bytes = b""  # authenticated as
     made_here: bool = False  # our own bounces and notices
     born: Seconds = 0.0  # wall clock, to the millisecond, when this gateway first took it; 0: whoever keeps it says
+    _fields: bytes = field(init=False, compare=False, repr=False, default=b"")
+
+    @property
+    def fields(self) -> bytes:
+        """As qmq peers write it (docs/qmtp.md), a NUL between two; made at its first use, for all of a session."""
+        if not self._fields:
+            said = b"%b\0%b\0%d\0%b\0%b\0%d" % (
+                self.protocol, self.client, self.port, self.helo, self.user, self.made_here,
+            )  # fmt: skip
+            if self.born > 0:
+                said += b"\0%x" % int(self.born * 1000)
+            object.__setattr__(self, "_fields", said)
+        return self._fields
 
 
 @value

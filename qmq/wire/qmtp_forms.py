@@ -79,21 +79,10 @@ def parse_reply(raw: bytes, extended: bool, mta: str) -> Reply:
 def pack_extension(envelope: Envelope, low: int) -> bytes:
     """The extension as a netstring. Raises ValueError if a field holds a NUL, or they are too long together."""
     token, origin = envelope.token, envelope.origin
-    packed = b"\x011\0%b\0%x\0%x\0%b\0%d\0%b\0%b\0%d\0%b\0%b\0%d" % (
-        token.peer,
-        token.seq,
-        low,
-        envelope.body_type,
-        envelope.smtputf8,
-        origin.protocol,
-        origin.client,
-        origin.port,
-        origin.helo,
-        origin.user,
-        origin.made_here,
-    )
-    if origin.born > 0:
-        packed += b"\0%x" % int(origin.born * 1000)
+    flag = b"1" if envelope.smtputf8 else b"0"
+    packed = b"\x011\0%b\0%x\0%x\0%b\0%b\0%b" % (
+        token.peer, token.seq, low, envelope.body_type, flag, origin.fields,
+    )  # fmt: skip
     if packed.count(b"\0") - (origin.born > 0) != _FIELDS - 1 or len(packed) > EXTENSION_OCTETS:
         raise ValueError("a field of the envelope cannot be sent to a peer")
     return b"%d:%b," % (len(packed), packed)

@@ -80,6 +80,9 @@ class SMTPServerWire:
         if self._chunk_left >= 0:
             return self._chunk_part()
 
+        if not self.held:
+            self._forget()  # an idle session keeps no used-up packet
+            return None
         buffer, at = self._buffer, self._at
         if (usual := USUAL(buffer, at)) is not None and (end := usual.end()) - at <= self._usual_octets:
             self._at = end
@@ -214,9 +217,6 @@ class SMTPServerWire:
 
     def _no_command(self) -> Event | None:
         """No CRLF within a command's length: it is still to come, or never will."""
-        if not self.held:
-            self._forget()  # an idle session keeps no used-up packet
-            return None
         buffer, at = self._buffer, self._at
         if buffer[at] == TLS_HANDSHAKE:
             return self._break_off(NOT_SMTP)

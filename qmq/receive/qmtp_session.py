@@ -10,6 +10,7 @@ and what was handed on already is finished, answered or not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import unix
@@ -33,26 +34,6 @@ if TYPE_CHECKING:
 
 # At once, of a unix socket: what the primary's sessions have handed over in one turn of its loop.
 _READ: Octets = 1 << 18
-
-
-class _Taken:
-    """A package that the next hop has in hand: *replies* has None where the next hop's is to stand."""
-
-    __slots__ = ("draft", "message", "octets", "replies", "slot")
-
-    def __init__(self, slot: int, replies: list[Reply | None], draft: Draft | None, message: Message) -> None:
-        self.slot = slot
-        self.replies = replies
-        self.draft = draft  # of a long message
-        self.message = message
-        self.octets = message.size
-
-    def filled(self, given: Replies) -> Replies:
-        """All replies, with the next hop's."""
-        if len(self.replies) == 1 == len(given):  # the usual case: it went on, so there is no other
-            return given
-        rest = iter(given)
-        return [reply or next(rest, TRY_LATER) for reply in self.replies]
 
 
 @implementer(IPushProducer)
@@ -180,10 +161,9 @@ class QMTPServer(Protocol):
         replies: list[Reply | None] = []
         accepted = []
         for recipient in mail.recipients:
-            if type(recipient) is Reply:
+            if isinstance(recipient, Reply):
                 replies.append(recipient)
                 continue
-            assert isinstance(recipient, Address)
             refusal = accept(recipient, vouched) or fault
             replies.append(refusal)
             if refusal is None:
@@ -194,11 +174,11 @@ class QMTPServer(Protocol):
                 draft.discard()
             self._wire.reply(mail.slot, [reply or NO_SPACE for reply in replies])
             return
-        taken = _Taken(mail.slot, replies, draft, message)
-        self._octets += taken.octets
+        self._octets += message.body.size
         hop = self._factory.hop
         sent = hop.send(message) if extension is None else hop.send_in_doubt(message, extension.low)
-        sent.addCallbacks(self._answered, self._failed, (taken,), errbackArgs=(taken,))
+        taken = mail.slot, replies, draft, message
+        sent.addCallbacks(self._answered, self._failed, taken, errbackArgs=taken)
 
     def _fault(self, mail: Mail, draft: Draft | None) -> Reply | None:
         """What speaks against the message for all recipients."""
@@ -235,11 +215,15 @@ class QMTPServer(Protocol):
         except OSError:
             return None
 
-    def _answered(self, given: Replies, taken: _Taken) -> None:
-        if taken.draft is not None:
-            taken.draft.discard()
-        self._octets -= taken.octets
-        self._wire.reply(taken.slot, taken.filled(given))
+    def _answered(
+        self, given: Replies, slot: int, replies: list[Reply | None], draft: Draft | None, message: Message
+    ) -> None:
+        """The next hop's word of a package that it had in hand; it is to stand where *replies* has None."""
+        if draft is not None:
+            draft.discard()
+        self._octets -= message.body.size
+        # Of one recipient, the usual case, there is no other reply.
+        self._wire.reply(slot, given if len(replies) == 1 == len(given) else _filled(replies, given))
         if self._pumping or not self._open:
             return
         if not self._reading and not self._ending:
@@ -251,10 +235,12 @@ class QMTPServer(Protocol):
             self._flushing = True
             self._factory.clock.callLater(0, self._flush)
 
-    def _failed(self, failure: Failure, taken: _Taken) -> None:
-        envelope = taken.message.envelope
+    def _failed(
+        self, failure: Failure, slot: int, replies: list[Reply | None], draft: Draft | None, message: Message
+    ) -> None:
+        envelope = message.envelope
         self._log.failure("next hop failed with {id}", failure, id=envelope.token.id)
-        self._answered((TRY_LATER,) * len(envelope.recipients), taken)
+        self._answered((TRY_LATER,) * len(envelope.recipients), slot, replies, draft, message)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -291,3 +277,9 @@ class QMTPServer(Protocol):
         self._ending = True
         self._abandon()
         self._transport.abortConnection()
+
+
+def _filled(replies: Sequence[Reply | None], given: Replies) -> list[Reply]:
+    """The *replies*, with those that are *given* where there is none."""
+    rest = iter(given)
+    return [reply or next(rest, TRY_LATER) for reply in replies]

@@ -126,7 +126,7 @@ class QMTPServerWire:
         self._extended: dict[int, bool] = {}
         self._answers: dict[int, bytes] = {}
         self._out: list[bytes] = []
-        self._state: Callable[[], Event | None] = self._start
+        self._state: Callable[[], Event | None] | None = None  # None: between packages
         self._extension: Extension | None = None
         self._left: Octets = 0
         self._lf = False
@@ -139,7 +139,7 @@ class QMTPServerWire:
     @property
     def within(self) -> bool:
         """A package has begun and is not complete."""
-        return self.held > 0 or self._extension is not None or self._state != self._start
+        return self.held > 0 or self._state is not None
 
     @property
     def full(self) -> bool:
@@ -163,16 +163,30 @@ class QMTPServerWire:
             self._data = b"".join((self._data[self._at :], *self._pieces))
             self._at = 0
             self._pieces.clear()
-        return self._state()
+        if self._state is not None:
+            return self._state()
+        if self._allowed:
+            usual = self._usual()
+            if usual is not None or self.held < self._wanted:
+                return usual
+        return self._start()
 
     def reply(self, slot: int, replies: Replies) -> None:
         """Answer a package, one reply a recipient; slots in any order."""
         extended = self._extended.pop(slot)
-        self._answers[slot] = b"".join([pack_reply(reply, extended) for reply in replies])
-        while (answer := self._answers.pop(self._oldest, None)) is not None:
+        answer: bytes | None
+        if len(replies) == 1:
+            answer = pack_reply(replies[0], extended)
+        else:
+            answer = b"".join([pack_reply(reply, extended) for reply in replies])
+        if slot != self._oldest:
+            self._answers[slot] = answer
+            return
+        while answer is not None:
             self._out.append(answer)
             self._oldest += 1
             self.outstanding -= 1
+            answer = self._answers.pop(self._oldest, None)
 
     def to_send(self) -> bytes:
         """All answers that are due."""
@@ -181,10 +195,6 @@ class QMTPServerWire:
         return out
 
     def _start(self) -> Event | None:
-        if self._allowed and self._extension is None:
-            usual = self._usual()
-            if usual is not None or self.held < self._wanted:
-                return usual
         found = read_length(self._data, self._at)
         if found is None:
             return None
@@ -269,6 +279,7 @@ class QMTPServerWire:
             raise ProtocolError("no comma")
         self._extension = self._extensions.read(self._data[at:end])
         self._advance(end + 1)
+        self._state = self._start
         return self._start()
 
     def _short(self) -> Event | None:
@@ -343,7 +354,7 @@ class QMTPServerWire:
         self._advance(at)
         extension, self._extension = self._extension, None
         text, self._text = self._text, None
-        self._state = self._start
+        self._state = None
         slot = self._begin(extended=extension is not None)
         return Mail(slot, extension, sender, tuple(recipients), self._fault, self._eight_bit, text)
 

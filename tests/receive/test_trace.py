@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.mail import Address, Origin
-from qmq.receive.trace import Arrival, Trace, hops, protocol
+from qmq.receive.trace import Arrival, Trace, hops, loops, protocol
 from qmq.session import Session
 
 
@@ -95,3 +95,14 @@ class HopsTests(SynchronousTestCase):
 
         self.assertEqual(hops(header), 3)
         self.assertEqual(hops(b""), 0)
+
+    @given(
+        st.lists(st.sampled_from((b"received:", b"Delivered-To: x", b"\r\n", b"\r\n", b"a: b\r\n", b"\t")), max_size=30)
+    )
+    def test_loop(self, parts):
+        """A text loops if its header has so many of them, however short they are."""
+        text = b"".join(parts)
+        header = b"" if text.startswith(b"\r\n") else text.partition(b"\r\n\r\n")[0]
+
+        for most in (1, 2, 3):
+            self.assertEqual(loops(text, most), hops(header) >= most)

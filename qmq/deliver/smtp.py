@@ -255,7 +255,10 @@ class SMTPConnection(Protocol):
             finished = wire.receive(data)
             if wire.answered != answered:
                 self._since = self._seconds()
-            self._go_on(wire, finished)
+            if finished or wire.trouble is not None:
+                self._go_on(wire, finished)
+            else:
+                self._flush(wire)
         elif self._parser is not None:
             self._opening_reply(self._parser, data)
 

@@ -74,20 +74,29 @@ class ReplyParser:
                 break
             line = buffer[start:end].removesuffix(b"\r")
             self._read = start = end + 1
-            alone = not self._code
-            if alone and (reply := self._remembered.get(line)) is not None:
-                return reply
-            if (reply := self._line(line)) is not None:
-                if alone and len(self._remembered) < _REMEMBERED:
-                    self._remembered[line] = reply
+            reply = None if self._code else self._plain(line)
+            if reply is not None or (reply := self._line(line)) is not None:
                 return reply
         return None
 
+    def alone(self, data: bytes) -> Reply | None:
+        """As `receive` and `next_reply`, if *data* is one reply of a plain line; None: nothing was done."""
+        if self.held or not data.endswith(b"\r\n"):
+            return None
+        return self._plain(data[:-2])
+
+    def _plain(self, line: bytes) -> Reply | None:
+        """The reply that this line is, as most are."""
+        reply = self._remembered.get(line)
+        if reply is None and (found := _PLAIN(line.decode("latin-1"))) is not None:
+            code, family, status, text = found.groups()
+            reply = Reply(int(code), status or f"{family}.0.0", text, self._mta, self._tls)
+            if len(self._remembered) < _REMEMBERED:
+                self._remembered[line] = reply
+        return reply
+
     def _line(self, line: bytes) -> Reply | None:
         """The reply that this line completes."""
-        if not self._code and (found := _PLAIN(line.decode("latin-1"))) is not None:
-            code, family, status, text = found.groups()
-            return Reply(int(code), status or f"{family}.0.0", text, self._mta, self._tls)
         if _CODE.match(line) is None:
             raise ProtocolError(f"no reply: {_printable(line[:80])}")
         code = int(line[:3])

@@ -78,6 +78,10 @@ class SMTPClientWire:
         parser, awaited = self._parser, self._awaited
         # Only what left before these bytes came can be answered by them.
         expected = len(awaited)
+        if expected == 1 and awaited[0] in _ENDS and (reply := parser.alone(data)) is not None and reply.ok:
+            self.answered += 1
+            awaited.popleft()(self, reply)
+            return self.finished()
         single = expected == _SINGLE and awaited[0] is _mail and awaited[2] is _data and not parser.held
         if single and data == self._usual:
             self._taken_as_usual(known(self._current))
@@ -361,6 +365,7 @@ _rcpt = SMTPClientWire._rcpt_answered
 _data = SMTPClientWire._data_answered
 _data_end = SMTPClientWire._end_answered
 _chunk_end = SMTPClientWire._chunk_answered
+_ENDS = (_data_end, _chunk_end)  # a yes to the whole text is well understood, whatever came before
 _ALONE = {b"MA": _mail, b"RC": _rcpt, b"RS": _reset, b"DA": _data}
 _STAGES: dict[Callable[[SMTPClientWire, Reply], None], Stage] = {
     _data: Stage.INITIATION,

@@ -71,6 +71,7 @@ class Destinations:
         self.now: Callable[[], Seconds] = clock.seconds
         self._first_slots = slots
         self._first_ready = ready
+        self._working_ready = max(ready, window // 2)
         self._window = window
         self._first_wait, self._longest_wait = back_off
         self._remembered = remembered
@@ -241,7 +242,7 @@ class Destinations:
         if waiting == 0:
             site.progress = now
         works = site.works(now)
-        bound = max(self._first_ready, self._window // 2) if works else self._first_ready
+        bound = self._working_ready if works else self._first_ready
         if waiting >= bound:
             return self._fill(site, waiting)
         if self.count >= (2 * self._window if works else self._window):
@@ -251,7 +252,8 @@ class Destinations:
         self.count += 1
         if waiting + 1 == bound:
             self._fill(site, bound)
-        self.want(site)
+        if site.held < site.slots:
+            self.want(site)
         return None
 
     def _fill(self, site: Site, waiting: int) -> Reply:

@@ -3,9 +3,9 @@ A connection to an SMTP or LMTP server: greeting, EHLO, STARTTLS, then message a
 
 The opening is a dialogue that waits for each answer, so a coroutine; what comes
 after is the wire's, and this protocol only carries bytes, long texts and
-reports. Somebody checks once a second for all connections (`check`) how long ago
-there was progress: a whole reply, or a piece of a long text that the server has
-taken. Single octets are none, so that dripping helps nobody.
+reports. Somebody checks once a second for all connections (`check`) how many
+checks ago there was progress: a whole reply, or a piece of a long text that the
+server has taken. Single octets are none, so that dripping helps nobody.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class SMTPConnection(Protocol):
         self.offered = Extensions()
         self.ready: Deferred[SMTPConnection] = Deferred(self._given_up)
         self._clock = clock
-        self._seconds = clock.seconds
         self._work = work
         self._manner = manner
         self._gone = gone
@@ -73,6 +72,7 @@ class SMTPConnection(Protocol):
         self._closing = False  # asked to close when nothing is outstanding
         self._over = False  # reported as lost; nothing more is sent
         self._since = clock.seconds()  # the last progress; by `check` the server's time is counted from then
+        self._moved = False  # there was progress since, of which `check` has still to take the time
         self._limit = manner.command_seconds  # of that time, except while messages are under way
 
     # IConnection
@@ -84,7 +84,7 @@ class SMTPConnection(Protocol):
             replies = [STALE] * len(message.envelope.recipients)
             self._clock.callLater(0, self._work.finished, message, replies)
             return
-        self._since = self._seconds()
+        self._moved = True
         finished = self._start(wire, message)
         if finished:
             self._clock.callLater(0, self._go_on, wire, finished)
@@ -109,6 +109,9 @@ class SMTPConnection(Protocol):
     def check(self, now: Seconds) -> None:
         """Act if the server's time, or an idle connection's, is over by *now* (the clock's seconds)."""
         wire = self._wire
+        if self._moved:
+            self._moved = False
+            self._since = now
         if now - self._since < (self._limit if wire is None or self._over else self._patience(wire)):
             return
         if self._over:
@@ -254,7 +257,7 @@ class SMTPConnection(Protocol):
             answered = wire.answered
             finished = wire.receive(data)
             if wire.answered != answered:
-                self._since = self._seconds()
+                self._moved = True
             if finished or wire.trouble is not None:
                 self._go_on(wire, finished)
             else:
@@ -282,7 +285,7 @@ class SMTPConnection(Protocol):
             if self._closing or self._left <= 0:
                 self._quit()
             elif finished:
-                self._since = self._seconds()
+                self._moved = True
                 work.idle(self)
 
     def _more(self) -> Message | None:
@@ -319,7 +322,7 @@ class SMTPConnection(Protocol):
             transport.write(chunk)
         if wire is None or self._over:
             return
-        self._since = self._seconds()
+        self._moved = True
         if not wire.streaming:
             self._producing = False
             transport.unregisterProducer()
@@ -346,7 +349,7 @@ class SMTPConnection(Protocol):
                 return manner.idle_seconds
 
     def _extend(self, seconds: Seconds) -> None:
-        self._since, self._limit = self._seconds(), seconds
+        self._since, self._limit = self._clock.seconds(), seconds
 
     # The end.
 

@@ -115,8 +115,8 @@ def kept(id: bytes, reason: str) -> str:
 
 
 def _delivery(id: bytes, queue: str, recipient: Address) -> str:
-    to = f"{recipient.local.decode('latin-1')}@{recipient.domain.decode('latin-1')}"
-    words = f"id={id.decode('latin-1')} queue={queue} to=<{to}>"
+    local, domain = recipient.local.decode("latin-1"), recipient.domain.decode("latin-1")
+    words = f"id={id.decode('latin-1')} queue={queue} to=<{local}@{domain}>"
     if _PLAIN_DELIVERY(words):
         return words
     return f"id={_bytes(id)} queue={_text(queue)} to={_mailbox(recipient)}"

@@ -142,11 +142,9 @@ class Queue(MultiService):
     def send_in_doubt(self, message: Message, low: int) -> Deferred[Sequence[Reply]]:
         """As `send`; below *low* nothing of the token's peer is in doubt any more."""
         recipients = message.envelope.recipients
-        try:
-            sites = [self._sites[recipient.domain] for recipient in recipients]
-        except KeyError:
-            sites = [self._site(recipient) for recipient in recipients]
-        return self.take(message, sites, low)
+        if len(recipients) == 1 and (site := self._sites.get(recipients[0].domain)) is not None:
+            return self.take(message, (site,), low)
+        return self.take(message, [self._site(recipient) for recipient in recipients], low)
 
     def take(self, message: Message, sites: Sequence[bytes], low: int) -> Deferred[Sequence[Reply]]:
         """As `send_in_doubt`; each recipient has its site, whatever *site_of* would say."""
@@ -182,7 +180,8 @@ class Queue(MultiService):
             log.failure("could not begin to deliver {id}", id=message.envelope.token.id)
         envelope = message.envelope
         reply = Reply(250, "2.0.0", "ok " + envelope.token.id.decode("ascii", "replace"), self._mta)
-        self._check_quiet()
+        if self._quiet is not None:
+            self._check_quiet()
         return [reply] * len(envelope.recipients)
 
     def _not_kept(self, failure: Failure, message: Message) -> Sequence[Reply]:

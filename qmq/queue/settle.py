@@ -92,9 +92,11 @@ def settle(
 
 
 def done(entry: Entry) -> None:
-    """As `settle`, after an attempt at which all recipients were taken."""
+    """As `settle`, after an attempt at which all recipients were taken; of what was said nothing is of use any more."""
+    message = entry.message
+    envelope = message.envelope
     entry.attempts += 1
-    _keep_only(entry, ())
+    entry.message = Message(Envelope(envelope.token, envelope.sender, ()), message.fields, message.body)
 
 
 def stays(reply: Reply) -> Reply:

@@ -254,7 +254,8 @@ class QMTPServerWire:
         ):
             return None
         whole = data[start:end]
-        bare = extension.body_type != b"BINARYMIME" and has_bare(_header(whole) if self.looked_at else whole)
+        looked_at = whole.find(b"\r\n\r\n") if self.looked_at else -1
+        bare = extension.body_type != b"BINARYMIME" and has_bare(whole if looked_at < 0 else whole[:looked_at])
         self._advance(envelope.end())
         recipients = (Address(to_local, to_domain),)
         slot = self._begin(extended=True)
@@ -392,11 +393,6 @@ class QMTPServerWire:
     def _wait(self, end: int) -> None:
         """There is no use in looking again before the octets up to *end* are there."""
         self._wanted = end - self._at
-
-
-def _header(text: bytes) -> bytes:
-    end = text.find(b"\r\n\r\n")
-    return text if end < 0 else text[:end]
 
 
 def _is_utf8(raw: bytes) -> bool:

@@ -111,6 +111,8 @@ class Conversation(SynchronousTestCase):
         return self.connection
 
     def pass_time(self, seconds: float) -> None:
+        """One of the checks, and the first of those that come after so many *seconds* of them."""
+        self.connection.check(self.clock.seconds())
         self.clock.advance(seconds)
         self.connection.check(self.clock.seconds())
 
@@ -362,6 +364,18 @@ class MessageTests(Conversation):
             self.assertTrue(self.transport.aborted)
             self.connection.connectionLost(Failure(ConnectionLost()))
             self.assertEqual(len(self.work.told), 2)
+
+    def test_progress_between_checks(self) -> None:
+        """Between two checks there is no clock: the server's time begins with the one that follows its answer."""
+        self.ready().send(message())
+        self.pass_time(200)
+        self.clock.advance(0.5)
+        self.server(b"250 ok\r\n")
+        self.clock.advance(0.5)
+        self.pass_time(299)
+        self.assertEqual(self.work.told, [])
+        self.pass_time(1)
+        self.assertEqual(self.work.told, [("finished", [451]), ("lost", 451)])
 
     def test_dripping(self) -> None:
         """Single octets win a server no time."""

@@ -71,7 +71,6 @@ class Destinations:
         self.now: Callable[[], Seconds] = clock.seconds
         self._first_slots = slots
         self._first_ready = ready
-        self._working_ready = max(ready, window // 2)
         self._window = window
         self._first_wait, self._longest_wait = back_off
         self._remembered = remembered
@@ -123,8 +122,7 @@ class Destinations:
         It counts as an attempt, as in qmail: the word is that of a true one at
         most a back-off old, and mail for a dead site must grow old as well.
         """
-        place = self._sites.get(site)
-        return None if place is None else place.refusal(self.now())
+        return None if (place := self._sites.get(site)) is None else place.refusal(self.now())
 
     def busy(self) -> list[bytes]:
         """Sites whose ready queue is at its bound."""
@@ -242,7 +240,7 @@ class Destinations:
         if waiting == 0:
             site.progress = now
         works = site.works(now)
-        bound = self._working_ready if works else self._first_ready
+        bound = max(self._first_ready, self._window // 2) if works else self._first_ready
         if waiting >= bound:
             return self._fill(site, waiting)
         if self.count >= (2 * self._window if works else self._window):

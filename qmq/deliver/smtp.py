@@ -81,8 +81,7 @@ class SMTPConnection(Protocol):
         """Begin with this message; only while idle. It is never reported before this returns."""
         wire = self._wire
         if wire is None or self._over:
-            replies = [STALE] * len(message.envelope.recipients)
-            self._clock.callLater(0, self._work.finished, message, replies)
+            self._clock.callLater(0, self._work.finished, message, [STALE] * len(message.envelope.recipients))
             return
         self._moved = True
         finished = self._start(wire, message)
@@ -110,8 +109,7 @@ class SMTPConnection(Protocol):
         """Act if the server's time, or an idle connection's, is over by *now* (the clock's seconds)."""
         wire = self._wire
         if self._moved:
-            self._moved = False
-            self._since = now
+            self._moved, self._since = False, now
         if now - self._since < (self._limit if wire is None or self._over else self._patience(wire)):
             return
         if self._over:
@@ -256,8 +254,7 @@ class SMTPConnection(Protocol):
         elif wire is not None:
             answered = wire.answered
             finished = wire.receive(data)
-            if wire.answered != answered:
-                self._moved = True
+            self._moved = self._moved or wire.answered != answered
             if finished or wire.trouble is not None:
                 self._go_on(wire, finished)
             else:
@@ -302,8 +299,7 @@ class SMTPConnection(Protocol):
         return [] if refusal is None else [(message, [refusal] * len(message.envelope.recipients))]
 
     def _flush(self, wire: SMTPClientWire) -> None:
-        out = wire.to_send()
-        if out:
+        if out := wire.to_send():
             self._write(out)
         if wire.streaming and not self._producing:
             self._producing = True
@@ -368,8 +364,7 @@ class SMTPConnection(Protocol):
             self._fail(reason)
             return
         wire.abandon(reason)
-        finished = wire.finished()
-        self._lose(reason, finished)
+        self._lose(reason, wire.finished())
         self._abort_transport()
 
     def _lose(self, reason: Reply | None, finished: Finished | None = None) -> None:

@@ -165,28 +165,21 @@ class QMTPServerWire:
             self._pieces.clear()
         if self._state is not None:
             return self._state()
-        if self._allowed:
-            usual = self._usual()
-            if usual is not None or self.held < self._wanted:
-                return usual
+        if self._allowed and ((usual := self._usual()) is not None or self.held < self._wanted):
+            return usual
         return self._start()
 
     def reply(self, slot: int, replies: Replies) -> None:
         """Answer a package, one reply a recipient; slots in any order."""
         extended = self._extended.pop(slot)
-        answer: bytes | None
         if len(replies) == 1:
-            answer = pack_reply(replies[0], extended)
+            self._answers[slot] = pack_reply(replies[0], extended)
         else:
-            answer = b"".join([pack_reply(reply, extended) for reply in replies])
-        if slot != self._oldest:
-            self._answers[slot] = answer
-            return
-        while answer is not None:
+            self._answers[slot] = b"".join([pack_reply(reply, extended) for reply in replies])
+        while (answer := self._answers.pop(self._oldest, None)) is not None:
             self._out.append(answer)
             self._oldest += 1
             self.outstanding -= 1
-            answer = self._answers.pop(self._oldest, None)
 
     def to_send(self) -> bytes:
         """All answers that are due."""

@@ -102,6 +102,26 @@ class ReplyParserTests(SynchronousTestCase):
         parser.next_reply()
         self.assertFalse(parser.held)
 
+    def test_alone(self) -> None:
+        """A single whole line is known at a glance, and as the same reply; all else, or behind else, is left alone."""
+        for line in (b"250 ok\r\n", b"250 2.6.0 <x> queued\r\n", b"451 4.3.0 no\r\n", b"250 ok\r\n"):
+            parser = ReplyParser("mx", tls="TLSv1.3")
+            self.assertEqual(parser.alone(line), read(line, mta="mx", tls="TLSv1.3")[0])
+            self.assertFalse(parser.held)
+
+        parser = ReplyParser()
+        parser.alone(b"250 ok\r\n")
+        for data in (
+            b"250 ok", b"250 ok\r", b"250 ok\n", b"250-ok\r\n", b"250 ok\r\n250 ok\r\n", b"250 ok\r\n2", b"25", b"\r\n",
+            b"250\r\n", b"250 5.1.1 no\r\n", b"",
+        ):  # fmt: skip
+            self.assertIsNone(parser.alone(data), data)
+        parser.receive(b"250-a\r\n")
+        self.assertIsNone(parser.next_reply())
+        self.assertIsNone(parser.alone(b"250 ok\r\n"))
+        parser.receive(b"250 b\r\n")
+        self.assertEqual(parser.next_reply(), Reply(250, "2.0.0", "a\nb"))
+
     @given(st.lists(st.binary(max_size=40), max_size=10))
     def test_anything(self, pieces: list[bytes]) -> None:
         """Whatever comes, there is a reply, a wait, or a breach of protocol; never more text than allowed."""

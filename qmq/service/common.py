@@ -19,7 +19,7 @@ from qmq.dns.resolver import Resolver
 from qmq.log import EventLog, LogFile, to_descriptor
 from qmq.mail import Clock, Octets, Seconds
 from qmq.sockets import sweep
-from qmq.spool.fresh import SQLiteSpool
+from qmq.spool.disk import SQLiteSpool
 from qmq.spool.sqlite import INODES
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers

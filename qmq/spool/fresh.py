@@ -11,51 +11,24 @@ So what was acknowledged is in one of the two at any time.
 from __future__ import annotations
 
 import errno
-import os
-import time
 from collections.abc import Callable
+from itertools import islice
 from typing import TypeVar
 
-from twisted.internet.interfaces import IReactorTime
-
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Clock, Entry, MemoryBody, Octets, Seconds, Token
-from qmq.spool.journal import Block, Fresh, Journal
+from qmq.mail import Body, Entry, MemoryBody, Octets, Seconds, Token
+from qmq.spool.journal import Block, Fresh, Journal, Tombstone
 from qmq.spool.query import Query
-from qmq.spool.sqlite import INODES, RESERVE, SQLiteTable
+from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.statements import known, newest, still_there
-from qmq.spool.store import Store
-from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome, revived, rows, with_body
-from qmq.spool.tombstones import LIMIT as TOMBSTONES
-from qmq.spool.writer import Writers
+from qmq.spool.table import Batch, Broken, Counts, Gone, Held, Keep, Opened, Outcome, revived, rows, with_body
 
 T = TypeVar("T")
 
-# A journal of that length is begun anew.
-LIMIT: Octets = 32 << 20
-# And that is done for nothing when all that lies in it went, once it has that length.
+# A generation of that length is followed by the next as soon as nothing is left of the one before it.
 SHORT: Octets = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOTHING = Batch()  # a commit of it says how full it is
-
-
-def SQLiteSpool(
-    folder: str, *, clock: IReactorTime, writers: Writers, wall: Clock = time.time, inline: Octets = 131072,
-    reserve: Octets = RESERVE, inodes: int = INODES, share: Octets | float | None = None, cache: int = 512,
-    tombstones: int = TOMBSTONES, patience: Seconds = 10, idle: Seconds = 60, vfs: str | None = None, mark: str = "",
-    journal: Octets = LIMIT,
-) -> Store:  # fmt: skip
-    """
-    The ISpool in *folder*; see Store, SQLiteTable and FreshTable for what the arguments mean.
-
-    *journal*: how long the journal may be; 0: there is none, and all mail is made rows.
-    """
-    below = SQLiteTable(folder, reserve=reserve, inodes=inodes, share=share, cache=cache, vfs=vfs, mark=mark)
-    table = FreshTable(below, Journal(os.path.join(folder, "journal"), journal)) if journal else below
-    return Store(
-        table, clock=clock, writers=writers, wall=wall, inline=inline, tombstones=tombstones, patience=patience,
-        idle=idle,
-    )  # fmt: skip
 
 
 class FreshTable:
@@ -105,13 +78,13 @@ class FreshTable:
         first.gone = self._table.ask(lambda connection: still_there(connection, gone)) if gone else {}
         # What is missing before blocks of which nothing is left was overwritten.
         opened.alarms += wrong if self._fresh else []
-        opened.tombstones = [*opened.tombstones, *((*token, whose) for token, whose in self._tombstones.items())]
+        opened.tombstones = [*opened.tombstones, *self._buried()]
         if (epoch := (journal.generation >> 32) + 1) > opened.epoch:
             # The table was restored from a copy of earlier; its numbers must not be given out twice.
             opened.epoch = first.epoch = epoch
         journal.begin(opened.epoch << 32)
         numbers = list(self._fresh)
-        outcome = self._move(first)
+        outcome = self.move(first)
         if numbers:
             self._table.free(numbers)
         journal.drop()
@@ -129,7 +102,7 @@ class FreshTable:
         """As Table.recover: all that is fresh is moved, and the journal begun anew."""
         self._journal.close()  # no file stays open meanwhile
         self._table.recover()
-        outcome = self._move(Batch(), always=True)
+        outcome = self.move(Batch(), always=True)
         self._journal.drop()
         return outcome
 
@@ -154,73 +127,63 @@ class FreshTable:
 
     # To write.
 
+    def prepare(self, batch: Batch) -> Append | None:
+        """As Table.prepare."""
+        return self._append(batch, ask=False)
+
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit; what has to be done to rows may stay behind."""
-        fresh, behind = self._fresh, self._behind
-        rows_gone = {number: gone for number, gone in batch.gone.items() if number not in fresh}
-        to_rows = rows_gone or batch.rewritten or batch.released or behind.settles
-        if batch.epoch or (batch.whole and to_rows) or self._strange(batch.keeps):
-            return self._move(batch)
-        self._table.beside = self._journal.size
-        outcome = self._table.commit(_NOTHING)
-        keeps = batch.keeps
-        if outcome.full:
-            keeps, outcome.refused = [], SpoolTrouble(outcome.full)
-        if (keeps or batch.gone) and not self._append(keeps, batch):
-            return self._move(batch)
-        if to_rows:
-            behind.gone.update(rows_gone)
-            behind.rewritten.update(batch.rewritten)
-            behind.released.update(batch.released)
-            outcome.behind = True
-        self._remember(batch)
-        return self._counted(outcome)
+        append = self._append(batch, ask=True)
+        if append is None:
+            return self.move(batch)
+        append.write()
+        return append.outcome()
 
-    def _strange(self, keeps: list[Keep]) -> bool:
+    def _append(self, batch: Batch, *, ask: bool) -> Append | None:
+        """The batch for the journal; None: not all of it is for that, as far as is known without asking the table."""
+        fresh, journal = self._fresh, self._journal
+        gone = {number: entry for number, entry in batch.gone.items() if number not in fresh}
+        to_rows = bool(gone or batch.rewritten or batch.released or self._behind.settles)
+        if batch.epoch or (batch.whole and to_rows) or self._strange(batch.keeps, ask=ask):
+            return None
+        if journal.at > SHORT and all(one.generation == journal.generation for one in islice(fresh.values(), 1)):
+            # What lies in the other file went. A generation begins with all tombstones of then.
+            journal.begin(journal.generation + 1)
+            batch.tombstones = [*self._buried(), *batch.tombstones]
+        append = Append(self, self._table, journal, batch, gone)
+        return append if append.fits else None
+
+    def _strange(self, keeps: list[Keep], *, ask: bool) -> bool:
         """Whether one of them is not for the journal: its body is a file, or its token may be known."""
         newest, here = self._newest, set()
         for keep in keeps:
-            peer, seq = key = (keep.token.peer, keep.token.seq)
             if keep.place < 0 or keep.known or keep.body.path is not None:
                 return True
-            if seq > newest.get(peer, -1):
-                newest[peer] = seq
-            elif key in self._tokens or key in here or self._known(key):
+            peer, seq = key = (keep.token.peer, keep.token.seq)
+            if key in self._tokens or key in here:
+                return True
+            if seq <= newest.get(peer, -1) and self._rows.messages and not (ask and self._unknown(key)):
                 return True
             here.add(key)
         return False
 
-    def _known(self, token: tuple[bytes, int]) -> bool:
-        return bool(self._rows.messages) and self._table.ask(lambda connection: known(connection, *token))
+    def _unknown(self, token: tuple[bytes, int]) -> bool:
+        return not self._table.ask(lambda connection: known(connection, *token))
 
-    def _append(self, keeps: list[Keep], batch: Batch) -> bool:
-        """
-        To the journal, if that has room: what is kept, and what went.
-
-        Of rows too, though these stay until a batch is whole: what was delivered is soon known to be.
-        """
-        journal, tombstones = self._journal, batch.tombstones
-        if journal.at > SHORT and not self._fresh:
-            # Should this very block be torn, tombstones of late are still found in the older generation's last ones.
-            journal.begin(journal.generation + 1)
-            tombstones = [*((*token, whose) for token, whose in self._tombstones.items()), *tombstones]
-        messages = [
-            Fresh(keep.token.peer, keep.token.seq, keep.place, keep.body.data or b"", rows(keep)) for keep in keeps
-        ]
-        try:
-            if not journal.append(Block(messages, batch.gone, tombstones)):
-                return False
-        except OSError as error:
-            if error.errno in _FULL:
-                return False
-            raise Broken(str(error)) from error
+    def appended(self, batch: Batch, messages: list[Fresh], gone: dict[int, Gone]) -> bool:
+        """It is in the journal; *gone* are rows. Whether something stays behind."""
         for one in messages:
             self._add(one)
         for number in batch.gone:
             self._remove(number)
-        return True
+        behind = self._behind
+        behind.gone.update(gone)
+        behind.rewritten.update(batch.rewritten)
+        behind.released.update(batch.released)
+        self._bury(batch)
+        return behind.settles
 
-    def _remember(self, batch: Batch) -> None:
+    def _bury(self, batch: Batch) -> None:
         """Tombstones, until the table has them too or nobody is in doubt any more."""
         tombstones = self._tombstones
         for peer, below, low in batch.forgotten:
@@ -230,7 +193,10 @@ class FreshTable:
         for peer, seq, recipients in batch.tombstones:
             tombstones[peer, seq] = recipients
 
-    def _move(self, batch: Batch, *, always: bool = False) -> Outcome:
+    def _buried(self) -> list[Tombstone]:
+        return [(*token, whose) for token, whose in self._tombstones.items()]
+
+    def move(self, batch: Batch, *, always: bool = False) -> Outcome:
         """
         One transaction: *batch*, what waited, and all that is fresh.
 
@@ -246,7 +212,7 @@ class FreshTable:
         whole.released = {**behind.released, **batch.released}
         forgotten = {**self._forgotten, **{peer: (below, low) for peer, below, low in batch.forgotten}}
         whole.forgotten = [(peer, below, low) for peer, (below, low) in forgotten.items()]
-        whole.tombstones = [*((*token, whose) for token, whose in self._tombstones.items()), *batch.tombstones]
+        whole.tombstones = [*self._buried(), *batch.tombstones]
         whole.epoch = batch.epoch
         if always or whole.moved or whole.tombstones:
             whole.journal = journal.generation + 1
@@ -256,7 +222,9 @@ class FreshTable:
         if whole.journal:
             journal.begin(whole.journal)
         self._forget_all()
-        return self._counted(outcome)
+        for keep in batch.keeps:
+            self._seen(keep.token.peer, keep.token.seq)
+        return self.counted(outcome)
 
     def _moved(self) -> list[Keep]:
         """What is fresh, as the table takes it."""
@@ -274,17 +242,22 @@ class FreshTable:
     def _move_all(self) -> None:
         """So that it can be found."""
         if self._fresh or self._behind.settles or self._tombstones or self._forgotten:
-            self._move(Batch())
+            self.move(Batch())
 
     # What is fresh.
 
     def _add(self, one: Fresh) -> None:
         self._tokens[one.peer, one.seq] = one
+        self._seen(one.peer, one.seq)
         for row in one.rows:
             self._fresh[row[0]] = one
             self._octets += row[6]
         if one.peer == self._tag:
             self._ours[one.seq] = None
+
+    def _seen(self, peer: bytes, seq: int) -> None:
+        if seq > self._newest.get(peer, -1):
+            self._newest[peer] = seq
 
     def _remove(self, number: int) -> bool:
         """Whether it was fresh."""
@@ -307,7 +280,7 @@ class FreshTable:
         self._fresh, self._tokens, self._ours, self._octets = {}, {}, {}, 0
         self._tombstones, self._forgotten, self._behind = {}, {}, Batch()
 
-    def _counted(self, outcome: Outcome) -> Outcome:
+    def counted(self, outcome: Outcome) -> Outcome:
         """With the counts of both."""
         self._count()
         outcome.counts = self._counts
@@ -374,3 +347,54 @@ class FreshTable:
             return ask()
         finally:
             self._count()
+
+
+class Append:
+    """
+    A batch for the journal: made in the reactor's thread, written in a writer's.
+
+    The less Python runs in a writer, the less the two threads take the interpreter from each other.
+    """
+
+    def __init__(
+        self, fresh: FreshTable, table: SQLiteTable, journal: Journal, batch: Batch, gone: dict[int, Gone]
+    ) -> None:
+        self._fresh, self._table, self._journal, self._batch, self._gone = fresh, table, journal, batch, gone
+        self._messages = [
+            Fresh(keep.token.peer, keep.token.seq, keep.place, keep.body.data or b"", rows(keep), journal.generation)
+            for keep in batch.keeps
+        ]
+        self._octets = journal.made(Block(self._messages, batch.gone, batch.tombstones))
+        self._outcome: Outcome | None = None
+        self._moved = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether the journal has room for it."""
+        return bool(self._octets)
+
+    def write(self) -> None:
+        """As Step.write. With a full disk nothing is kept, and what went is told to the table."""
+        batch, journal = self._batch, self._journal
+        self._table.beside = journal.size
+        self._outcome = outcome = self._table.commit(_NOTHING)
+        if outcome.full and batch.keeps:
+            outcome.refused, self._messages = SpoolTrouble(outcome.full), []
+            self._octets = journal.made(Block([], batch.gone, batch.tombstones))
+        if not (self._messages or batch.gone):
+            return
+        try:
+            journal.write(self._octets)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise Broken(str(error)) from error
+            self._outcome, self._moved = self._fresh.move(batch), True
+
+    def outcome(self) -> Outcome:
+        """As Step.outcome."""
+        outcome = self._outcome
+        assert outcome is not None
+        if not self._moved:
+            outcome.behind = self._fresh.appended(self._batch, self._messages, self._gone)
+            self._fresh.counted(outcome)
+        return outcome

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import Seconds
-from qmq.spool.table import Batch, Broken, Keep, Outcome, Table
+from qmq.spool.table import Batch, Broken, Keep, Outcome, Step, Table
 from qmq.spool.writer import Writers
 
 Ask = Callable[[Table], Any]
@@ -161,7 +161,12 @@ class Gathering:
         if batch.keeps or batch.reads or batch.settles:
             self._used = now
 
-        def work() -> Outcome:
+        step = self._prepared(batch)
+
+        def work() -> Outcome | Step:
+            if step is not None:
+                step.write()
+                return step
             outcome = self._table.commit(batch)
             for ask, _ in batch.reads:
                 try:
@@ -170,13 +175,14 @@ class Gathering:
                     outcome.answers.append(error)
             return outcome
 
-        def worked(result: Outcome | Failure) -> None:
+        def worked(result: Outcome | Step | Failure) -> None:
             # Whoever is told now may ask for more, or stop us; that is looked at when all have been told.
             if isinstance(result, Failure):
                 self._failed(batch, result)
             else:
-                self._done(batch, result)
-                if result.behind:
+                outcome = result if isinstance(result, Outcome) else result.outcome()
+                self._done(batch, outcome)
+                if outcome.behind:
                     # As if they were in the next batch, and had been since then.
                     self._settle_at = now + self._linger if since is None else since
             self._working = False
@@ -184,6 +190,14 @@ class Gathering:
 
         self._working = True
         self._writers.run(work, worked)
+
+    def _prepared(self, batch: Batch) -> Step | None:
+        if batch.reads:
+            return None
+        try:
+            return self._table.prepare(batch)
+        except Exception:  # noqa: BLE001 - whatever it is, it is commit's to fail with
+            return None
 
     def _done(self, batch: Batch, outcome: Outcome) -> None:
         self._full, self._asked_at = outcome.full, self._clock.seconds()

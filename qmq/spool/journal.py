@@ -1,5 +1,5 @@
 r"""
-The journal of a store: a file of blocks, each written and synced with one call.
+The journal of a store: files of blocks, each written and synced with one call.
 
 Pure of SQL. A block says which messages came, which entries went and which
 tombstones are needed; whoever reads the blocks in order knows what is left.
@@ -14,8 +14,7 @@ All numbers are little-endian.
 
 The checksum begins with a secret of the store, so that nobody can send mail that
 looks like blocks. A block begins on a page of its own, so that no write ever touches
-what was acknowledged before. The file is written from its beginning again in each
-generation: what an older one left behind it does not count.
+what was acknowledged before. Two files take turns: each generation is written over the last but one.
 """
 
 from __future__ import annotations
@@ -48,11 +47,12 @@ Tombstone = tuple[bytes, int, bytes]
 
 
 class Fresh:
-    """A message in the journal: its body, and a row for each site."""
+    """A message in the journal: its body, and a row for each site; the *generation* that it was written in."""
 
-    __slots__ = ("body", "peer", "place", "rows", "seq")
+    __slots__ = ("body", "generation", "peer", "place", "rows", "seq")
 
-    def __init__(self, peer: bytes, seq: int, place: int, body: bytes, rows: list[Row]) -> None:
+    def __init__(self, peer: bytes, seq: int, place: int, body: bytes, rows: list[Row], generation: int = 0) -> None:
+        self.generation = generation
         self.peer = peer
         self.seq = seq
         self.place = place
@@ -104,99 +104,111 @@ def unpack(payload: bytes) -> Block:
 
 class Journal:
     """
-    The file at *path*, made when something is first written, *limit* octets at most.
+    Two files, *path* with ``.0`` and ``.1``, each made when something is first written to it, *limit* octets at most.
 
-    Not to be used while another thread is in it. *size* is what it takes of the disk.
+    Generations take turns: what begins a new one may be written over the last but one. Not to be used while
+    another thread is in it. *size* is what it takes of the disk.
     """
 
     def __init__(self, path: str, limit: Octets) -> None:
-        self._path, self._limit = path, limit
-        self._fd = -1
+        self._paths = (f"{path}.0", f"{path}.1")
+        self._limit = limit
+        self._fds = [-1, -1]
+        self._sizes = [0, 0]
         self._sequence = 0
         self.at: Octets = 0  # where the next block begins
-        self.size: Octets = 0
         self.generation = self.secret = 0
 
+    @property
+    def size(self) -> Octets:
+        """What the files take."""
+        return sum(self._sizes)
+
     def begin(self, generation: int) -> None:
-        """From the beginning; what is there of older generations counts no more, once something is written."""
+        """Write over the last but one, when something is written; until then it counts on."""
         self.generation, self.at, self._sequence = generation, 0, 0
 
-    def append(self, block: Block) -> bool:
-        """
-        Whether it has room; then it is durable.
-
-        Raises OSError, and then it is not there, as far as the disk lets us say so.
-        """
+    def made(self, block: Block) -> bytes:
+        """The next block's octets but for its front, for write; none if there is no room for it."""
         pieces = pack(block)
         length = sum(map(len, pieces))
         whole = FRONT.size + HEAD.size + length
         padding = -whole % PAGE
         if self.at + whole + padding > self._limit:
-            return False
-        rest = b"".join((HEAD.pack(self.generation, self._sequence, length), *pieces, bytes(padding)))
-        crc = crc32(memoryview(rest)[: len(rest) - padding], self.secret)
-        try:
-            self._write((FRONT.pack(MAGIC, crc), rest))
-        except BaseException:
-            self._void()
-            raise
-        self.at += whole + padding
-        self._sequence += 1
-        self.size = max(self.size, self.at)
-        return True
+            return b""
+        return b"".join((HEAD.pack(self.generation, self._sequence, length), *pieces, bytes(padding)))
 
-    def _write(self, pieces: tuple[bytes, bytes]) -> None:
-        if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
-            sync_folder(os.path.dirname(self._path))
-        written = write(self._fd, pieces, self.at)
+    def write(self, octets: bytes) -> None:
+        """
+        What made gave is durable when this returns.
+
+        Raises OSError, and then it is not there, as far as the disk lets us say so.
+        """
+        end = HEAD.size + HEAD.unpack_from(octets)[2]
+        crc = crc32(memoryview(octets)[:end], self.secret)
+        turn = self.generation & 1
+        if self._fds[turn] < 0:
+            self._fds[turn] = os.open(self._paths[turn], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
+            sync_folder(os.path.dirname(self._paths[turn]))
+        try:
+            self._write(self._fds[turn], (FRONT.pack(MAGIC, crc), octets))
+        except BaseException:
+            # It may be complete without having been synced, and whoever reads it next would believe it.
+            with suppress(OSError):
+                write(self._fds[turn], (bytes(PAGE),), self.at)
+            raise
+        self.at += FRONT.size + len(octets)
+        self._sequence += 1
+        self._sizes[turn] = max(self._sizes[turn], self.at)
+
+    def _write(self, fd: int, pieces: tuple[bytes, bytes]) -> None:
+        written = write(fd, pieces, self.at)
         if written < sum(map(len, pieces)):
             left = b"".join(pieces)[written:]
             while left:
-                done = write(self._fd, (left,), self.at + written)
+                done = write(fd, (left,), self.at + written)
                 left, written = left[done:], written + done
-
-    def _void(self) -> None:
-        """Its octets may be complete without having been synced, and whoever reads them next would believe them."""
-        with suppress(OSError):
-            write(self._fd, (bytes(PAGE),), self.at)
 
     def read(self, since: int) -> tuple[list[Block], list[str]]:
         """
-        The blocks of the latest generation, if that is *since* or later; what is wrong with them, for the operator.
+        The blocks of the last two generations, if these are *since* or later; what is wrong, for the operator.
 
-        A block that is cut at the end was never acknowledged. One that is missing before others was.
-        *generation* is theirs then. Raises OSError; no file has no blocks.
+        A block that is cut at the end was never acknowledged. One that is missing before others was, but for the
+        first ones of the older generation: they may have been written over.
+        *generation* is the latest then. Raises OSError; no files have no blocks.
         """
-        try:
-            with open(self._path, "rb") as file:
-                octets = file.read()
-        except FileNotFoundError:
-            return [], []
-        found = [each for each in _blocks(octets, self.secret) if each[0] >= since]
-        self.generation = max((generation for generation, _, _ in found), default=0)
-        here = [(sequence, payload) for generation, sequence, payload in found if generation == self.generation]
-        blocks, wrong = [], []
-        for (before, _), (sequence, payload) in pairwise([(-1, b""), *here]):
-            if sequence != before + 1:
+        found = sorted(
+            (generation, sequence, payload)
+            for path in self._paths
+            for generation, sequence, payload in _blocks(_octets(path), self.secret)
+            if generation >= since
+        )
+        self.generation = latest = found[-1][0] if found else 0
+        found = [each for each in found if each[0] >= latest - 1]
+        wrong = []
+        for before, after in pairwise([(latest, -1, b""), *found]):
+            missing = after[1] - (before[1] + 1 if before[0] == after[0] else 0)
+            if missing and (after[0] == latest or before[0] == after[0]):
                 wrong.append(
-                    f"{self._path}: DAMAGED: {sequence - before - 1} blocks before the {sequence + 1}th are gone"
+                    f"{self._paths[after[0] & 1]}: DAMAGED: {missing} blocks before the {after[1] + 1}th are gone"
                 )
-            blocks.append(unpack(payload))
-        return blocks, wrong
+        return [unpack(payload) for _, _, payload in found], wrong
 
     def close(self) -> None:
-        """Let go of the file; it stays."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Let go of the files; they stay."""
+        fds, self._fds = self._fds, [-1, -1]
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
     def drop(self) -> None:
-        """Remove it, when all of it is done with or lies elsewhere; should that fail it does no harm."""
+        """Remove them, when all of it is done with or lies elsewhere; should that fail it does no harm."""
         self.close()
-        with suppress(OSError):
-            os.unlink(self._path)
-        self.size = self.at = self._sequence = 0
+        for path in self._paths:
+            with suppress(OSError):
+                os.unlink(path)
+        self._sizes = [0, 0]
+        self.at = self._sequence = 0
 
 
 def write(fd: int, pieces: Sequence[bytes], at: int) -> int:
@@ -220,6 +232,14 @@ class _Cut:
         at = self.at
         self.at = at + length
         return self._octets[at : at + length]
+
+
+def _octets(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _message(cut: _Cut) -> Fresh:

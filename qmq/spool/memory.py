@@ -100,6 +100,9 @@ class MemoryTable:
             raise self._memory.trouble
         return self._outcome()
 
+    def prepare(self, batch: Batch) -> None:
+        """As Table.prepare: there is nothing to prepare."""
+
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit."""
         memory = self._memory

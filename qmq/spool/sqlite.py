@@ -192,6 +192,9 @@ class SQLiteTable:
 
     # To write.
 
+    def prepare(self, batch: Batch) -> None:
+        """As Table.prepare: there is nothing to prepare."""
+
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit. When the disk is full the settles are tried once more, alone."""
         outcome = Outcome(self._counts, self._alarms, self._full())

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 
 import apsw
 
-from qmq.mail import Address, FileBody, MemoryBody, Octets, Seconds, Token
+from qmq.mail import Address, FileBody, MemoryBody, Seconds, Token
 from qmq.spool.bodies import Bodies
 from qmq.spool.record import DamagedRecord, unpack
 from qmq.spool.schema import transaction
-from qmq.spool.table import NONE, Batch, Counts, Keep, rows
+from qmq.spool.table import NONE, Batch, Counts, Gone, Keep, rows
 
 INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, NULL, 0, ?, ?, ?, ?, NULL)"
 INSERT_BODY = "INSERT INTO body VALUES (?, ?)"
@@ -141,11 +140,9 @@ def newest(connection: apsw.Connection) -> dict[bytes, int]:
     return dict(connection.execute(NEWEST))
 
 
-def still_there(
-    connection: apsw.Connection, numbers: list[int]
-) -> dict[int, tuple[Token, int, Octets, Sequence[Address]]]:
+def still_there(connection: apsw.Connection, numbers: list[int]) -> dict[int, Gone]:
     """What a Batch says of these when they go, as far as there are such rows."""
-    found: dict[int, tuple[Token, int, Octets, Sequence[Address]]] = {}
+    found: dict[int, Gone] = {}
     for number in numbers:
         for peer, seq, place, size in connection.execute(ROW, (number,)):
             found[number] = (Token(peer, seq), place, size, ())

@@ -19,6 +19,8 @@ from qmq.spool.record import pack, unpack
 
 NONE = 1 << 62  # lowest, oldest: of an empty store
 
+# Of an entry that goes: token, body's number, octets, all recipients that the row was ever about.
+Gone = tuple[Token, int, Octets, Sequence[Address]]
 # An entry in hand; all recipients that its row was ever about; the number of its body; octets.
 Held = tuple[Entry, Sequence[Address], int, Octets]
 
@@ -78,8 +80,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.keeps: list[Keep] = []
-        # Token, body's number, octets, all recipients that the row was ever about.
-        self.gone: dict[int, tuple[Token, int, Octets, Sequence[Address]]] = {}
+        self.gone: dict[int, Gone] = {}
         self.rewritten: dict[int, tuple[Seconds | None, int, bytes, bytes]] = {}  # due, attempts, site, record
         self.released: dict[int, tuple[Seconds, bytes]] = {}  # due, site
         self.tombstones: list[tuple[bytes, int, bytes]] = []  # peer, seq, recipients
@@ -153,11 +154,28 @@ class Opened:
         self.journal = self.secret = 0  # the generation from which on a journal counts; what its checksums begin with
 
 
+class Step(Protocol):
+    """A batch that a Table has prepared."""
+
+    def write(self) -> None:
+        """In a writer's thread: wait for the disk; raises as Table.commit."""
+
+    def outcome(self) -> Outcome:
+        """Back in the reactor's thread, when write has returned: what Table.commit would have said."""
+
+
 class Table(Protocol):
     """Rows on disk or in memory. Every method may block; none is called while another runs."""
 
     def open(self) -> Opened:
         """Take the lock (Held if another has it), free what was in hand, begin a new epoch."""
+
+    def prepare(self, batch: Batch) -> Step | None:
+        """
+        In the reactor's thread, while no other method runs: all that has not to wait for the disk.
+
+        None: all of it is commit's, which decides anew. A batch that is prepared is asked nothing.
+        """
 
     def commit(self, batch: Batch) -> Outcome:
         """Write the batch, all or nothing; raises Broken or SpoolTrouble, and then nothing was written."""

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import Address, Envelope, FileBody, MemoryBody, Message, Token
 from qmq.spool import journal
-from qmq.spool.fresh import SQLiteSpool
+from qmq.spool.disk import SQLiteSpool
 from qmq.spool.writer import Writers
 from tests.spool.faults import FaultyVFS
 
@@ -28,7 +28,7 @@ CHILD = """
 import sys
 from twisted.internet import reactor
 from qmq.mail import Address, Envelope, MemoryBody, Message, Token
-from qmq.spool.fresh import SQLiteSpool
+from qmq.spool.disk import SQLiteSpool
 from qmq.spool.writer import Writers
 
 ANN = Address(b"ann", b"example.org")

@@ -53,7 +53,8 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         return os.path.exists(os.path.join(self.path, "spool.db-wal"))
 
     def log(self) -> bytes:
-        with open(os.path.join(self.path, "journal"), "rb") as file:
+        """The journal's first file."""
+        with open(os.path.join(self.path, "journal.0"), "rb") as file:
             return file.read()
 
     def test_no_rows(self) -> None:
@@ -78,7 +79,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.clock.advance(0)
         whole, path = self.log(), self.path
         for at in range(before, len(whole), 97):
-            with open(os.path.join(path, "journal"), "wb") as file:
+            with open(os.path.join(path, "journal.0"), "wb") as file:
                 file.write(whole[:at] + bytes(len(whole) - at))
             self.assertEqual(self.seqs(self.crashed(store))[:2], [1, 2])
             self.successResultOf(self.store.stop())
@@ -91,7 +92,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         for seq in (1, 2, 3):
             self.kept(store, ANN, token=Token(b"peer", seq))
         whole = self.log()
-        with open(os.path.join(self.path, "journal"), "wb") as file:
+        with open(os.path.join(self.path, "journal.0"), "wb") as file:
             file.write(whole[: journal.PAGE + 50] + b"??" + whole[journal.PAGE + 52 :])
 
         self.assertEqual(self.seqs(self.crashed(store)), [1, 3])
@@ -111,18 +112,22 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.settled(store, *(without(entry, ANN) for entry in entries[::2]))
         self.assertEqual(self.seqs(self.crashed(store)), list(range(1, 60, 2)))
 
-    def test_begun_anew_for_nothing(self) -> None:
-        """When all that lies in it went it is begun anew without a row having been written."""
+    def test_turns(self) -> None:
+        """Its files take turns when what lay in the other one went, and no row is written for it."""
         self.patch(fresh, "SHORT", 50_000)
-        store = self.opened()
-        for seq in range(30):
-            (entry,) = self.kept(store, ANN, token=Token(b"peer", seq), low=seq, body=MemoryBody(b"x" * 20_000))
-            self.settled(store, without(entry, ANN))
+        store, entry = self.opened(), None
+        for seq in range(60):
+            (after,) = self.kept(store, ANN, token=Token(b"peer", seq), low=seq - 1, body=MemoryBody(b"x" * 20_000))
+            if entry is not None:
+                self.settled(store, without(entry, ANN))
+            entry = after
 
-        self.assertLess(len(self.log()), 100_000)
+        sizes = [os.path.getsize(os.path.join(self.path, f"journal.{turn}")) for turn in (0, 1)]
+        self.assertLess(max(sizes), 150_000)
         self.assertFalse(self.rewritten())
-        self.kept(store, ANN, token=Token(b"peer", 99))
-        self.assertEqual(self.seqs(self.crashed(store)), [99])
+        store = self.crashed(store)
+        self.assertEqual(self.seqs(store), [59])
+        self.assertEqual([list(self.kept(store, ANN, token=Token(b"peer", seq))) for seq in (58, 59)], [[], []])
         self.assertEqual(self.alarms, [])
 
     def test_company(self) -> None:
@@ -202,7 +207,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.kept(store, ANN)
         self.clock.pump([61, 61])
 
-        self.assertFalse(os.path.exists(os.path.join(self.path, "journal")))
+        self.assertEqual([name for name in os.listdir(self.path) if "journal" in name], [])
         self.assertEqual((store.messages, store.in_hand), (1, 1))
         self.assertEqual(len(self.seqs(self.crashed(store))), 1)
 
@@ -215,7 +220,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
             self.successResultOf(self.opened().stop())
         store = self.opened()
         (entry,) = self.kept(store, ANN, token=Token(b"peer", 1))
-        shutil.copy(os.path.join(self.path, "journal"), self.path + "-backup")
+        shutil.copy(os.path.join(self.path, "journal.0"), self.path + "-backup")
         self.path += "-backup"
 
         after = self.opened()

@@ -42,6 +42,13 @@ def simple(number: int, size: int = 100) -> Block:
     return Block([Fresh(b"peer", number, number, bytes([number % 251]) * size, [row])], [], [])
 
 
+def append(journal: Journal, block: Block) -> bool:
+    """Whether there was room for it."""
+    if octets := journal.made(block):
+        journal.write(octets)
+    return bool(octets)
+
+
 class PackTests(SynchronousTestCase):
     @given(BLOCKS)
     @settings(max_examples=60, deadline=None)
@@ -73,17 +80,18 @@ class JournalTests(SynchronousTestCase):
         """The file after such messages."""
         journal = self.journal()
         for number in numbers:
-            self.assertTrue(journal.append(simple(number)))
+            self.assertTrue(append(journal, simple(number)))
         return self.octets()
 
-    def octets(self) -> bytes:
-        with open(self.path, "rb") as file:
+    def octets(self, turn: int = 1) -> bytes:
+        """Of the file of odd generations, or of even ones."""
+        with open(f"{self.path}.{turn}", "rb") as file:
             return file.read()
 
     def numbers(self, octets: bytes | None = None, since: int = 0, secret: int = 99) -> tuple[list[int], int]:
         """Of the messages that are found, and how many alarms."""
         if octets is not None:
-            with open(self.path, "wb") as file:
+            with open(f"{self.path}.1", "wb") as file:
                 file.write(octets)
         blocks, wrong = self.journal(secret=secret).read(since)
         return [one.seq for block in blocks for one in block.messages], len(wrong)
@@ -91,7 +99,7 @@ class JournalTests(SynchronousTestCase):
     def test_nobody_elses(self) -> None:
         """Nobody but the owner can read it."""
         self.written(1)
-        self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
+        self.assertEqual(os.stat(f"{self.path}.1").st_mode & 0o777, 0o600)
 
     def test_no_file(self) -> None:
         """Without a file there is nothing, and no alarm."""
@@ -116,22 +124,32 @@ class JournalTests(SynchronousTestCase):
             self.assertEqual(self.numbers(damaged), (left, 1))
 
     def test_generations(self) -> None:
-        """What an older generation left behind the new one's last block does not count, nor what is too old."""
+        """The last two count; what an older one left behind the last block does not, nor what is too old."""
         self.written(1, 2, 3)
-        journal = self.journal(generation=8)
-        journal.append(simple(9))
+        for generation, number in ((8, 4), (9, 5)):
+            append(self.journal(generation), simple(number))
 
-        self.assertEqual(self.numbers(), ([9], 0))
-        self.assertEqual(self.numbers(since=9), ([], 0))
+        self.assertEqual(self.numbers(), ([4, 5], 0))
+        self.assertEqual(self.numbers(since=9), ([5], 0))
+        self.assertEqual(self.numbers(since=10), ([], 0))
+
+    def test_torn_generation(self) -> None:
+        """Should a generation's first block be torn, the two before it count, but for what it was written over."""
+        before = self.written(1, 2, 3)
+        append(self.journal(8), simple(4))
+        append(self.journal(9), simple(5))
+        torn = self.octets()[:60] + bytes(PAGE - 60) + before[PAGE:]
+
+        self.assertEqual(self.numbers(torn), ([2, 3, 4], 0))
 
     def test_mail_like_blocks(self) -> None:
         """Mail that looks like blocks is no block, should the block around it be damaged."""
         inner = self.written(66)
-        os.unlink(self.path)
+        os.unlink(f"{self.path}.1")
         journal = self.journal(secret=1234)
         row = (5, b"peer", 5, 0, b"site", 1.0, 9, 5, b"record")
         at = FRONT.size + HEAD.size + COUNTS.size + MESSAGE.size + len(b"peer")  # where the body begins
-        journal.append(Block([Fresh(b"peer", 5, 5, bytes(PAGE - at) + inner, [row])], [], []))
+        append(journal, Block([Fresh(b"peer", 5, 5, bytes(PAGE - at) + inner, [row])], [], []))
         damaged = self.octets()[:30] + b"?" + self.octets()[31:]
 
         self.assertEqual(self.numbers(damaged, secret=99), ([66], 0))  # were the secret known
@@ -140,16 +158,16 @@ class JournalTests(SynchronousTestCase):
     def test_room(self) -> None:
         """What would make it longer than it may be is not written."""
         journal = self.journal()
-        while journal.append(simple(1, 100_000)):
+        while append(journal, simple(1, 100_000)):
             pass
-        self.assertLessEqual(os.path.getsize(self.path), 1 << 20)
-        self.assertGreater(os.path.getsize(self.path), 900_000)
-        self.assertEqual(journal.size, os.path.getsize(self.path))
+        self.assertLessEqual(journal.size, 1 << 20)
+        self.assertGreater(journal.size, 900_000)
+        self.assertEqual(journal.size, os.path.getsize(f"{self.path}.1"))
 
     def test_failed(self) -> None:
         """What could not be synced is not read, though its octets had come to the file."""
         journal = self.journal()
-        journal.append(simple(1))
+        append(journal, simple(1))
         real, calls = module.write, []
 
         def failing(fd: int, pieces: Any, at: int) -> int:
@@ -160,15 +178,15 @@ class JournalTests(SynchronousTestCase):
             return done
 
         self.patch(module, "write", failing)
-        self.assertRaises(OSError, journal.append, simple(2))
+        self.assertRaises(OSError, append, journal, simple(2))
         self.assertEqual(self.numbers(), ([1], 0))
-        self.assertTrue(journal.append(simple(3)))
+        self.assertTrue(append(journal, simple(3)))
         self.assertEqual(self.numbers(), ([1, 3], 0))
 
     def test_piecewise(self) -> None:
         """A disk that takes a block in pieces has it whole at last."""
         real = module.write
         self.patch(module, "write", lambda fd, pieces, at: real(fd, [b"".join(pieces)[:1000]], at))
-        self.assertTrue(self.journal().append(simple(1, 5000)))
+        self.assertTrue(append(self.journal(), simple(1, 5000)))
 
         self.assertEqual(self.numbers(), ([1], 0))

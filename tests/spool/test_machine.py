@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from twisted.internet.task import Clock
 
 from qmq.mail import HELD, Address, Envelope, MemoryBody, Message, Reply, Token
-from qmq.spool.fresh import SQLiteSpool
+from qmq.spool.disk import SQLiteSpool
 from qmq.spool.memory import Memory, MemorySpool
 from qmq.spool.table import NONE
 from qmq.spool.writer import Writers
@@ -286,7 +286,7 @@ class SQLiteMachine(SpoolMachine):
 
 
 class FreshMachine(SQLiteMachine):
-    """With a journal, which is begun anew every few messages."""
+    """With a journal, whose files take turns every few messages, or are full."""
 
     journal = 60000
 

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import HELD, FileBody, MemoryBody, Token
 from qmq.spool import bodies, schema, search
-from qmq.spool.fresh import SQLiteSpool
+from qmq.spool.disk import SQLiteSpool
 from qmq.spool.query import parse
 from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.store import Store

@@ -5,7 +5,8 @@ Its clock is monotonic: Twisted's counts by the wall clock, and an hour's jump
 back would stall every timer for an hour. And it calls a connection directly,
 without the log context that Twisted puts around each event: about 3 us of some
 25 that an event costs; a connection that raises is logged all the same. Where
-there is only something to read, it reads without asking what else there might be.
+there is only something to read, it reads without asking what else there might be, and from
+a unix socket as from any other: nobody sends descriptors to what Twisted reads here.
 """
 
 from __future__ import annotations
@@ -13,21 +14,38 @@ from __future__ import annotations
 import sys
 import time
 from select import EPOLLIN
+from typing import Any
 
+from twisted.internet import tcp, unix
 from twisted.internet.epollreactor import EPollReactor
-from twisted.internet.main import installReactor
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST, installReactor
 from twisted.python.log import err
 
 # Measured with one queue at full speed: 99th percentile of the others' delays 22 ms by Python's own 5 ms, 14 by this.
 _SWITCH = 0.0005
 
 
+_STREAMS = frozenset({tcp.Server, tcp.Client, unix.Server, unix.Client})
+
+
+def _read(transport: Any) -> BaseException | None:
+    """Give its protocol what there is to read; why it is over, if it is."""
+    try:
+        data = transport.socket.recv(transport.bufferSize)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError:
+        return CONNECTION_LOST
+    if not data:
+        return CONNECTION_DONE
+    transport.protocol.dataReceived(data)
+    return None
+
+
 class MonotonicEPollReactor(EPollReactor):
     """Epoll on monotonic time."""
 
-    def seconds(self) -> float:
-        """Of the monotonic clock."""
-        return time.monotonic()
+    seconds = staticmethod(time.monotonic)  # as it is: a message asks for it some ten times
 
     def doPoll(self, timeout: float | None) -> None:
         """One turn of the loop."""
@@ -44,7 +62,11 @@ class MonotonicEPollReactor(EPollReactor):
                 self._doReadOrWrite(selectable, fd, event)
                 continue
             try:
-                why = selectable.doRead()
+                # One that connects, or was aborted, has a doRead of its own.
+                if type(selectable) in _STREAMS and "doRead" not in selectable.__dict__:
+                    why = _read(selectable)
+                else:
+                    why = selectable.doRead()
             except BaseException as error:  # noqa: BLE001 - as Twisted's: only this connection feels it
                 err()
                 why = error

@@ -32,8 +32,9 @@ from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
 if TYPE_CHECKING:
     from qmq.receive.qmtp import QMTPFactory
 
-# At once, of a unix socket: what the primary's sessions have handed over in one turn of its loop.
-_READ: Octets = 1 << 18
+# At once; and after one that was full. A long one is memory to be mapped and unmapped, which short ones need not pay.
+_READ: Octets = 1 << 16
+_LONG_READ: Octets = 1 << 18
 
 
 @implementer(IPushProducer)
@@ -69,14 +70,15 @@ class QMTPServer(Protocol):
         self._transport.registerProducer(self, streaming=True)
         self._write = fast_writer(self._transport)
         if isinstance(self._transport, unix.Server):
-            self._transport.bufferSize = _READ
             self._wire.looked_at = self._trusted and self._factory.kin(self._transport.getHandle())
 
     def dataReceived(self, data: bytes) -> None:
         """Packages, or pieces of them."""
         if self._ending:
             return
-        self._taken += len(data)
+        size = len(data)
+        self._taken += size
+        self._transport.bufferSize = _LONG_READ if size >= _READ else _READ
         self._wire.receive(data)
         self._pump()
 

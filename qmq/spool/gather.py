@@ -82,6 +82,11 @@ class Gathering:
         self.refusal, self._stopped, self._broken, self._working = None, None, False, False
         self._full, self._asked_at = full, self._clock.seconds()
 
+    @property
+    def closed(self) -> bool:
+        """Whether no mail was kept when last looked; each batch looks."""
+        return self.refusal is not None or bool(self._full)
+
     def full(self, resting: Seconds = 1) -> str:
         """
         Why no mail is kept now, for the operator: the refusal, or which bound is reached; empty: it is kept.

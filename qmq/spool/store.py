@@ -161,7 +161,7 @@ class Store:
         if not 0 <= token.seq <= HIGHEST:
             return fail(SpoolTrouble(f"{token.seq} is no number of a token"))
         self._tombstones.told(token.peer, min(low, HIGHEST))
-        if full := gathering.full():
+        if gathering.closed and (full := gathering.full()):
             return fail(gathering.refusal or SpoolTrouble(full))
         tombstone = self._tombstones.known(token.peer, token.seq)
         entries = self._entries(message, sites)

@@ -1,0 +1,111 @@
+"""The reactor reads as Twisted's does, by a shorter way."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.address import UNIXAddress
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from qmq.reactor import MonotonicEPollReactor
+
+
+class Ears(Protocol):
+    """Remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self.over: Any = None
+        self.then: Any = lambda: None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.heard += data
+        self.then()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's has a default
+        self.over = reason.type
+
+
+class ReactorTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = MonotonicEPollReactor()
+        self.addCleanup(self.reactor.disconnectAll)
+
+    def connection(self, kind: str = "unix") -> tuple[Ears, socket.socket]:
+        """A protocol on a transport of the reactor, and the other end."""
+        if kind == "unix":
+            ours, other = socket.socketpair()
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                other = socket.create_connection(server.getsockname())
+                ours, _ = server.accept()
+        self.addCleanup(other.close)
+        ours.setblocking(False)
+        ears = Ears()
+        transport: Any
+        if kind == "unix":
+            transport = unix.Server(ours, ears, UNIXAddress(""), None, 1, self.reactor)
+        else:
+            transport = tcp.Server(ours, ears, ("127.0.0.1", 1), None, 1, self.reactor)  # type: ignore[arg-type]  # no port
+        ears.makeConnection(transport)
+        return ears, other
+
+    def turn(self) -> None:
+        self.reactor.doIteration(0)
+
+    def test_hears(self) -> None:
+        """What comes is given to the protocol, in order, and then the end, on either kind of socket."""
+        for kind in ("unix", "tcp"):
+            ears, other = self.connection(kind)
+            other.sendall(b"one")
+            self.turn()
+            other.sendall(b"two" * 30_000)
+            for _ in range(20):
+                self.turn()
+            self.assertTrue(ears.heard.startswith(b"onetwo"))
+            other.close()
+            for _ in range(20):
+                self.turn()
+            self.assertIs(ears.over, ConnectionDone)
+
+    def test_reset(self) -> None:
+        """A connection that is reset is lost, not done."""
+        ears, other = self.connection("tcp")
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        other.close()
+        self.turn()
+        self.assertIs(ears.over, ConnectionLost)
+
+    def test_aborted(self) -> None:
+        """One that another aborts in the same turn of the loop hears nothing more."""
+        one, other_one = self.connection()
+        two, other_two = self.connection()
+        one.then = two.transport.abortConnection  # type: ignore[union-attr]  # it is connected
+        two.then = one.transport.abortConnection  # type: ignore[union-attr]  # likewise
+        for other in (other_one, other_two):
+            other.sendall(b"x")
+        self.turn()
+        self.assertEqual(len(one.heard + two.heard), 1)
+
+    def test_raises(self) -> None:
+        """A protocol that raises is cut, and the others go on."""
+        bad, other_bad = self.connection()
+        good, other_good = self.connection()
+        bad.then = lambda: 1 / 0
+        for other in (other_bad, other_good):
+            other.sendall(b"x")
+        self.turn()
+        self.assertEqual((bad.over, good.over, good.heard), (ZeroDivisionError, None, b"x"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_clock(self) -> None:
+        """It counts by the monotonic clock."""
+        self.assertLess(abs(self.reactor.seconds() - float(os.times().elapsed)), 1e9)
+        before = self.reactor.seconds()
+        self.assertGreaterEqual(self.reactor.seconds(), before)

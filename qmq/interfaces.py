@@ -116,6 +116,9 @@ class ISpool(Interface):
         Losing this write means a second delivery, never a loss.
         """
 
+    def done(entry: Entry) -> None:
+        """As settle, when nothing is left to do, whatever the entry says."""
+
     def release(entry: Entry, due: Seconds) -> None:
         """Give back untried (no slot, shutting down): only due changes."""
 

@@ -24,7 +24,7 @@ from qmq.mail import HELD, QUEUE, Body, Entry, Message, Reply, Seconds
 from qmq.queue.claims import Claims
 from qmq.queue.ledger import Ledger
 from qmq.queue.schedule import parse_schedule
-from qmq.queue.settle import Order, done, may, obey, settle, stays
+from qmq.queue.settle import Order, may, obey, settle, stays
 from qmq.queue.telling import Telling
 from qmq.queue.terms import Terms
 
@@ -152,8 +152,7 @@ class Hand:
         recipients = entry.message.envelope.recipients
         if len(recipients) == 1 and replies[0].ok and not (self.intents or entry.bouncing):
             self._ledger.taken(entry, ((recipients[0], replies[0]),), now - entry.born)
-            done(entry)
-            self._spool.settle(entry)
+            self._spool.done(entry)
             return
         terms = self.terms
         schedule, lifetime = terms.schedule, terms.lifetime_of(entry.message.envelope.sender)

@@ -91,14 +91,6 @@ def settle(
     return Settled(tuple(taken), tuple(deferred), tuple(failed))
 
 
-def done(entry: Entry) -> None:
-    """As `settle`, after an attempt at which all recipients were taken; of what was said nothing is of use any more."""
-    message = entry.message
-    envelope = message.envelope
-    entry.attempts += 1
-    entry.message = Message(Envelope(envelope.token, envelope.sender, ()), message.fields, message.body)
-
-
 def stays(reply: Reply) -> Reply:
     """
     The reply of another of our queues to what is moved there.

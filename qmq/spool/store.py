@@ -208,19 +208,26 @@ class Store:
         held = self._hand.get(number)
         if held is None or entry.fence != self._epoch:
             return
-        recipients, place, size = held
-        envelope, batch = entry.message.envelope, self._gathering.batch
-        if not envelope.recipients and not entry.bouncing:
+        todo = entry.message.envelope.recipients
+        if not todo and not entry.bouncing:
+            self.done(entry)
+            return
+        left = {*todo, *(one for one, _ in entry.bouncing)}
+        record = pack(entry, [one for one in held[0] if one not in left])
+        self._gathering.batch.rewritten[number] = (entry.due, entry.attempts, entry.site, record)
+        if entry.due is not None:
             del self._hand[number]
-            batch.gone[number] = (envelope.token, place, size, recipients)
-        else:
-            left = {*envelope.recipients, *(one for one, _ in entry.bouncing)}
-            record = pack(entry, [one for one in recipients if one not in left])
-            batch.rewritten[number] = (entry.due, entry.attempts, entry.site, record)
-            if entry.due is not None:
-                del self._hand[number]
-                self._came = min(self._came, entry.due)
+            self._came = min(self._came, entry.due)
         self._gathering.settle()
+
+    def done(self, entry: Entry) -> None:
+        """As ISpool.done."""
+        held = self._hand.get(entry.number) if entry.fence == self._epoch else None
+        if held is not None:
+            del self._hand[entry.number]
+            recipients, place, size = held
+            self._gathering.batch.gone[entry.number] = (entry.message.envelope.token, place, size, recipients)
+            self._gathering.settle()
 
     def release(self, entry: Entry, due: Seconds) -> None:
         """As ISpool.release; an operator may have given it another site, which is written too."""

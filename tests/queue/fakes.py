@@ -125,10 +125,19 @@ class FakeSpool:
         assert entry.number in self.in_hand
         self.settled.append(entry.number)
         if not entry.message.envelope.recipients and not entry.bouncing:
-            del self.entries[entry.number]
-            self.in_hand.discard(entry.number)
+            self._gone(entry)
         elif entry.due is not None:
             self.in_hand.discard(entry.number)
+
+    def done(self, entry: Entry) -> None:
+        assert self.running
+        assert entry.number in self.in_hand
+        self.settled.append(entry.number)
+        self._gone(entry)
+
+    def _gone(self, entry: Entry) -> None:
+        del self.entries[entry.number]
+        self.in_hand.discard(entry.number)
 
     def release(self, entry: Entry, due: Seconds) -> None:
         assert self.running

@@ -282,6 +282,21 @@ class SpoolConformance(LookingConformance):
         self.settled(store, without(second, CYD))
         self.assertEqual((store.messages, store.octets), (0, 0))
 
+    def test_done(self) -> None:
+        """An entry that is done goes, whatever it says; done once more, or after its lease, it changes nothing."""
+        store = self.opened()
+        (entry,) = self.kept(store, ANN)
+        (other,) = self.kept(store, BOB)
+        store.done(entry)
+        store.done(entry)
+        self.clock.advance(0.1)
+
+        self.assertEqual((store.messages, store.in_hand), (1, 1))
+        store = self.again(store)
+        store.done(other)
+        self.clock.advance(0.1)
+        self.assertEqual(store.messages, 1)
+
     def test_again_while_settled(self) -> None:
         """A token handed over again in the turn in which it is settled is known, in either order."""
         store = self.opened()

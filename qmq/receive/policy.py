@@ -49,6 +49,7 @@ from qmq.receive.replies import TRY_LATER
 from qmq.receive.tally import Tallies
 from qmq.receive.threads import NoThread, Threads
 from qmq.session import Session, Transaction, Verdict
+from qmq.wire.text import has_bare
 
 _log = Logger()
 
@@ -218,7 +219,7 @@ class Policy:
                 continue
             if not isinstance(verdict, Verdict):
                 return Deferred.fromCoroutine(self._wait(verdict, check, rest, of, sum_))
-            if verdict.reply is not None:
+            if verdict.reply is not None or (verdict.fields and has_bare(verdict.fields)):
                 return self._refusal(verdict, sum_, check)
             sum_ = verdict if sum_ is None else _add(sum_, verdict)
             if verdict.stop:
@@ -233,7 +234,7 @@ class Policy:
         if isinstance(verdict, Refusal):
             return verdict
         if verdict is not None:
-            if verdict.reply is not None:
+            if verdict.reply is not None or (verdict.fields and has_bare(verdict.fields)):
                 return self._refusal(verdict, sum_, check)
             sum_ = verdict if sum_ is None else _add(sum_, verdict)
             if verdict.stop:
@@ -283,10 +284,12 @@ class Policy:
         return result
 
     def _refusal(self, verdict: Verdict, sum_: Verdict | None, check: Check) -> Refusal:
-        """Only a 4yz or 5yz can refuse."""
+        """Only a 4yz or 5yz can refuse; fields that are no whole lines break the check."""
         reply = verdict.reply
-        if reply is None or not 400 <= reply.code < 600:
-            return self._broken(check, ValueError(f"refuses with {reply and reply.code}"))
+        if reply is None:
+            return self._broken(check, ValueError("a header field with a bare CR or LF"))
+        if not 400 <= reply.code < 600:
+            return self._broken(check, ValueError(f"refuses with {reply.code}"))
         if reply.permanent:
             check.tally.refused += 1
         else:

@@ -91,8 +91,7 @@ class QMTPServerWire:
     *whole* octets, in CRLF form, a message is given out whole.
 
     *looked_at* (an attribute): the client has made sure that its texts have no
-    bare CR or LF. Of packages of the usual form only the header is looked at again
-    then: it has fields that checkers have put there since.
+    bare CR or LF. Packages of the usual form are not looked at again then.
     """
 
     def __init__(
@@ -247,8 +246,7 @@ class QMTPServerWire:
         ):
             return None
         whole = data[start:end]
-        looked_at = whole.find(b"\r\n\r\n") if self.looked_at else -1
-        bare = extension.body_type != b"BINARYMIME" and has_bare(whole if looked_at < 0 else whole[:looked_at])
+        bare = not self.looked_at and extension.body_type != b"BINARYMIME" and has_bare(whole)
         self._advance(envelope.end())
         recipients = (Address(to_local, to_domain),)
         slot = self._begin(extended=True)

@@ -126,10 +126,13 @@ class PolicyTests(SynchronousTestCase):
         self.assert_failed(self.successResultOf(answer), OSError)
 
     def test_nonsense(self):
-        """The same if its answer is no Verdict, or a refusal that refuses nothing."""
+        """The same if its answer is no Verdict, a refusal that refuses nothing, or fields with a bare CR or LF."""
         self.assert_failed(self.successResultOf(self.ask(Says(True))), TypeError)
         self.assert_failed(self.successResultOf(self.ask(Says(succeed("yes")))), TypeError)
         self.assert_failed(self.ask(Says(Verdict(reply=Reply(250, "", "ok")))), ValueError)
+        for fields in (b"A: 1\n", b"A: 1\r2\r\n"):
+            self.assert_failed(self.ask(Says(Verdict(fields=fields))), ValueError)
+            self.assert_failed(self.successResultOf(self.ask(Says(succeed(Verdict(fields=fields))))), ValueError)
 
     def test_too_late(self):
         """The same if it does not answer in 30 s; it is cancelled, and what it says later is not heard."""

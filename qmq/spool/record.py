@@ -171,7 +171,7 @@ def _states(record: bytes, at: int, end: int, count: int) -> Iterator[tuple[Addr
 
 def pack_addresses(addresses: Iterable[Address]) -> bytes:
     """Addresses alone, for a tombstone."""
-    return b"".join(PAIR.pack(len(one.local), len(one.domain)) + one.local + one.domain for one in addresses)
+    return b"".join([PAIR.pack(len(one.local), len(one.domain)) + one.local + one.domain for one in addresses])
 
 
 def unpack_addresses(packed: bytes) -> Iterator[Address]:

@@ -11,17 +11,17 @@ So what was acknowledged is in one of the two at any time.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import Body, Entry, MemoryBody, Octets, Seconds, Token
+from qmq.mail import Body, Entry, Octets, Seconds, Token
 from qmq.spool.journal import Block, Fresh, Journal, Tombstone
+from qmq.spool.messages import Messages
 from qmq.spool.query import Query
 from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.statements import known, newest, still_there
-from qmq.spool.table import Batch, Broken, Counts, Gone, Held, Keep, Opened, Outcome, revived, rows, with_body
+from qmq.spool.table import Batch, Broken, Counts, Gone, Held, Keep, Opened, Outcome, rows
 
 T = TypeVar("T")
 
@@ -43,15 +43,13 @@ class FreshTable:
         self._table, self._journal = table, journal
         self._tag = b""
         self._counts, self._rows = Counts(), Counts()  # of all; of the table's, and its own
-        self._fresh: dict[int, Fresh] = {}  # by the numbers of their entries, in their order
-        self._octets: Octets = 0  # of these
-        self._tokens: dict[tuple[bytes, int], Fresh] = {}
-        self._ours: dict[int, None] = {}  # numbers of those that are the store's own
+        self._fresh = Messages(b"")
         self._newest: dict[bytes, int] = {}  # the highest number seen of each peer's tokens
         # In the journal alone, until the table has them too or they are forgotten; what was forgotten meanwhile.
         self._tombstones: dict[tuple[bytes, int], bytes] = {}
         self._forgotten: dict[bytes, tuple[int, int]] = {}
         self._behind = Batch()  # settles that wait
+        self._trouble = ""  # why nothing is written until the table has recovered
 
     # To open and to close.
 
@@ -69,6 +67,7 @@ class FreshTable:
         journal, first = self._journal, Batch()
         self._tag, self._rows = opened.tag, opened.counts
         self._forget_all()
+        self._trouble = ""
         journal.secret = opened.secret
         try:
             blocks, wrong = journal.read(opened.journal)
@@ -76,15 +75,14 @@ class FreshTable:
             raise Broken(str(error)) from error
         gone = [number for block in blocks for number in self._replay(block)]
         first.gone = self._table.ask(lambda connection: still_there(connection, gone)) if gone else {}
-        # What is missing before blocks of which nothing is left was overwritten.
-        opened.alarms += wrong if self._fresh else []
+        opened.alarms += wrong
         opened.tombstones = [*opened.tombstones, *self._buried()]
         if (epoch := (journal.generation >> 32) + 1) > opened.epoch:
             # The table was restored from a copy of earlier; its numbers must not be given out twice.
             opened.epoch = first.epoch = epoch
         journal.begin(opened.epoch << 32)
-        numbers = list(self._fresh)
-        outcome = self.move(first)
+        numbers = list(self._fresh.by_number)
+        outcome = self.move(first, always=bool(blocks))
         if numbers:
             self._table.free(numbers)
         journal.drop()
@@ -94,14 +92,16 @@ class FreshTable:
     def _replay(self, block: Block) -> list[int]:
         """The entries that went though they were not fresh."""
         for one in block.messages:
-            self._add(one)
+            self._fresh.add(one)
         self._tombstones.update(((peer, seq), whose) for peer, seq, whose in block.tombstones)
-        return [number for number in block.gone if not self._remove(number)]
+        return [number for number in block.gone if not self._fresh.remove(number)]
 
     def recover(self) -> Outcome:
         """As Table.recover: all that is fresh is moved, and the journal begun anew."""
         self._journal.close()  # no file stays open meanwhile
+        self._trouble = "it has not recovered"
         self._table.recover()
+        self._trouble = ""
         outcome = self.move(Batch(), always=True)
         self._journal.drop()
         return outcome
@@ -113,10 +113,15 @@ class FreshTable:
         self._table.rest()
 
     def close(self) -> None:
-        """As Table.close; likewise. What cannot be moved is found in the journal at the next start."""
+        """
+        As Table.close; likewise. What cannot be moved is found in the journal at the next start.
+
+        After trouble nothing is touched: somebody else may have it.
+        """
         try:
-            self._move_all()
-            self._journal.drop()
+            if not self._trouble:
+                self._move_all()
+                self._journal.drop()
         finally:
             self._journal.close()
             self._table.close()
@@ -141,16 +146,24 @@ class FreshTable:
 
     def _append(self, batch: Batch, *, ask: bool) -> Append | None:
         """The batch for the journal; None: not all of it is for that, as far as is known without asking the table."""
-        fresh, journal = self._fresh, self._journal
-        gone = {number: entry for number, entry in batch.gone.items() if number not in fresh}
-        to_rows = bool(gone or batch.rewritten or batch.released or self._behind.settles)
-        if batch.epoch or (batch.whole and to_rows) or self._strange(batch.keeps, ask=ask):
+        fresh, journal, behind = self._fresh, self._journal, self._behind
+        gone = {number: entry for number, entry in batch.gone.items() if number not in fresh.by_number}
+        to_rows = bool(gone or batch.rewritten or batch.released or behind.settles)
+        if self._trouble or batch.epoch or (batch.whole and to_rows) or self._strange(batch.keeps, ask=ask):
             return None
-        if journal.at > SHORT and all(one.generation == journal.generation for one in islice(fresh.values(), 1)):
-            # What lies in the other file went. A generation begins with all tombstones of then.
+        if journal.at > SHORT and journal.since == journal.generation:
             journal.begin(journal.generation + 1)
-            batch.tombstones = [*self._buried(), *batch.tombstones]
-        append = Append(self, self._table, journal, batch, gone)
+        generation = journal.generation
+        messages = [
+            Fresh(keep.token.peer, keep.token.seq, keep.place, keep.body.data or b"", rows(keep), generation)
+            for keep in batch.keeps
+        ]
+        block = Block(messages, batch.gone, batch.tombstones, fresh.since(generation))
+        if not journal.at:
+            # What the files before say beside their messages counts on.
+            block.gone = [*behind.gone, *block.gone]
+            block.tombstones = [*self._buried(), *block.tombstones]
+        append = Append(self, self._table, journal, batch, gone, block)
         return append if append.fits else None
 
     def _strange(self, keeps: list[Keep], *, ask: bool) -> bool:
@@ -160,7 +173,7 @@ class FreshTable:
             if keep.place < 0 or keep.known or keep.body.path is not None:
                 return True
             peer, seq = key = (keep.token.peer, keep.token.seq)
-            if key in self._tokens or key in here:
+            if key in self._fresh.tokens or key in here:
                 return True
             if seq <= newest.get(peer, -1) and self._rows.messages and not (ask and self._unknown(key)):
                 return True
@@ -170,12 +183,15 @@ class FreshTable:
     def _unknown(self, token: tuple[bytes, int]) -> bool:
         return not self._table.ask(lambda connection: known(connection, *token))
 
-    def appended(self, batch: Batch, messages: list[Fresh], gone: dict[int, Gone]) -> bool:
+    def appended(self, batch: Batch, messages: Sequence[Fresh], gone: dict[int, Gone]) -> bool:
         """It is in the journal; *gone* are rows. Whether something stays behind."""
+        fresh = self._fresh
         for one in messages:
-            self._add(one)
+            fresh.add(one)
+        for keep in batch.keeps:
+            self._seen(keep.token)
         for number in batch.gone:
-            self._remove(number)
+            fresh.remove(number)
         behind = self._behind
         behind.gone.update(gone)
         behind.rewritten.update(batch.rewritten)
@@ -203,10 +219,12 @@ class FreshTable:
         If it fails nothing has changed here, and in the table only what its recover finds.
         *always*: also if there is nothing to move.
         """
+        if self._trouble:
+            raise Broken(self._trouble)
         table, journal, behind = self._table, self._journal, self._behind
         whole = Batch()
         # What goes with this batch is moved too: a token that is handed over again meanwhile meets its row.
-        whole.keeps, whole.moved = batch.keeps, self._moved()
+        whole.keeps, whole.moved = batch.keeps, self._fresh.keeps()
         whole.gone = {**behind.gone, **batch.gone}
         whole.rewritten = {**behind.rewritten, **batch.rewritten}
         whole.released = {**behind.released, **batch.released}
@@ -216,68 +234,37 @@ class FreshTable:
         whole.epoch = batch.epoch
         if always or whole.moved or whole.tombstones:
             whole.journal = journal.generation + 1
-        # In hand they are, whatever becomes of this.
-        table.hand.update(entry.number for keep in whole.moved for entry in keep.entries)
-        outcome = table.commit(whole)
+        # In hand they are, and known, should this turn up though it fails.
+        numbers = [entry.number for keep in whole.moved for entry in keep.entries]
+        table.hand.update(numbers)
+        for keep in batch.keeps:
+            self._seen(keep.token)
+        try:
+            outcome = table.commit(whole)
+        except Broken as error:
+            # And then the journal of this generation counts no more.
+            self._trouble = str(error)
+            raise
+        except BaseException:
+            table.hand.difference_update(numbers)
+            raise
         if whole.journal:
             journal.begin(whole.journal)
         self._forget_all()
-        for keep in batch.keeps:
-            self._seen(keep.token.peer, keep.token.seq)
         return self.counted(outcome)
-
-    def _moved(self) -> list[Keep]:
-        """What is fresh, as the table takes it."""
-        moved = []
-        for one in dict.fromkeys(self._fresh.values()):
-            body = MemoryBody(one.body)
-            entries = [
-                with_body(revived((number, peer, seq, site, None, 0, born, size, place, record)), body)
-                for number, peer, seq, _, site, born, size, place, record in one.rows
-                if number in self._fresh
-            ]
-            moved.append(Keep(Token(one.peer, one.seq), body, entries, one.place, frozenset()))
-        return moved
 
     def _move_all(self) -> None:
         """So that it can be found."""
-        if self._fresh or self._behind.settles or self._tombstones or self._forgotten:
+        if self._fresh.by_number or self._behind.settles or self._tombstones or self._forgotten:
             self.move(Batch())
 
-    # What is fresh.
-
-    def _add(self, one: Fresh) -> None:
-        self._tokens[one.peer, one.seq] = one
-        self._seen(one.peer, one.seq)
-        for row in one.rows:
-            self._fresh[row[0]] = one
-            self._octets += row[6]
-        if one.peer == self._tag:
-            self._ours[one.seq] = None
-
-    def _seen(self, peer: bytes, seq: int) -> None:
-        if seq > self._newest.get(peer, -1):
-            self._newest[peer] = seq
-
-    def _remove(self, number: int) -> bool:
-        """Whether it was fresh."""
-        one = self._fresh.pop(number, None)
-        if one is None:
-            return False
-        left = False
-        for row in one.rows:
-            if row[0] == number:
-                self._octets -= row[6]
-            elif row[0] in self._fresh:
-                left = True
-        if not left:
-            del self._tokens[one.peer, one.seq]
-            self._ours.pop(one.seq, None)
-        return True
+    def _seen(self, token: Token) -> None:
+        if token.seq > self._newest.get(token.peer, -1):
+            self._newest[token.peer] = token.seq
 
     def _forget_all(self) -> None:
         """The table has it all."""
-        self._fresh, self._tokens, self._ours, self._octets = {}, {}, {}, 0
+        self._fresh = Messages(self._tag)
         self._tombstones, self._forgotten, self._behind = {}, {}, Batch()
 
     def counted(self, outcome: Outcome) -> Outcome:
@@ -287,15 +274,7 @@ class FreshTable:
         return outcome
 
     def _count(self) -> None:
-        counts, rows_, fresh = self._counts, self._rows, self._fresh
-        counts.messages, counts.octets = rows_.messages + len(fresh), rows_.octets + self._octets
-        counts.lowest, counts.oldest, counts.birth = rows_.lowest, rows_.oldest, rows_.birth
-        if self._ours:
-            counts.lowest = min(counts.lowest, *self._ours)
-        if fresh:
-            number, one = next(iter(fresh.items()))
-            if number < counts.oldest:
-                counts.oldest, counts.birth = number, one.rows[0][5]
+        self._fresh.count(self._rows, self._counts)
 
     # To read. What is fresh is in hand: it is not to be claimed.
 
@@ -357,14 +336,11 @@ class Append:
     """
 
     def __init__(
-        self, fresh: FreshTable, table: SQLiteTable, journal: Journal, batch: Batch, gone: dict[int, Gone]
+        self, fresh: FreshTable, table: SQLiteTable, journal: Journal, batch: Batch, gone: dict[int, Gone], block: Block
     ) -> None:
         self._fresh, self._table, self._journal, self._batch, self._gone = fresh, table, journal, batch, gone
-        self._messages = [
-            Fresh(keep.token.peer, keep.token.seq, keep.place, keep.body.data or b"", rows(keep), journal.generation)
-            for keep in batch.keeps
-        ]
-        self._octets = journal.made(Block(self._messages, batch.gone, batch.tombstones))
+        self._block = block
+        self._octets = journal.made(block)
         self._outcome: Outcome | None = None
         self._moved = False
 
@@ -375,13 +351,13 @@ class Append:
 
     def write(self) -> None:
         """As Step.write. With a full disk nothing is kept, and what went is told to the table."""
-        batch, journal = self._batch, self._journal
+        batch, block, journal = self._batch, self._block, self._journal
         self._table.beside = journal.size
         self._outcome = outcome = self._table.commit(_NOTHING)
         if outcome.full and batch.keeps:
-            outcome.refused, self._messages = SpoolTrouble(outcome.full), []
-            self._octets = journal.made(Block([], batch.gone, batch.tombstones))
-        if not (self._messages or batch.gone):
+            outcome.refused, block.messages = SpoolTrouble(outcome.full), ()
+            self._octets = journal.made(block)
+        if not (block.messages or batch.gone):
             return
         try:
             journal.write(self._octets)
@@ -395,6 +371,6 @@ class Append:
         outcome = self._outcome
         assert outcome is not None
         if not self._moved:
-            outcome.behind = self._fresh.appended(self._batch, self._messages, self._gone)
+            outcome.behind = self._fresh.appended(self._batch, self._block.messages, self._gone)
             self._fresh.counted(outcome)
         return outcome

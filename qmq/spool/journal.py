@@ -5,7 +5,7 @@ Pure of SQL. A block says which messages came, which entries went and which
 tombstones are needed; whoever reads the blocks in order knows what is left.
 All numbers are little-endian.
 
-    block       MAGIC, CRC-32 of all after it; HEAD: generation, sequence, length; payload; NULs up to PAGE
+    block       MAGIC, CRC-32 of all after it; HEAD: generation, since, sequence, length; payload; NULs up to PAGE
     payload     COUNTS: messages, gone, tombstones; these
     message     MESSAGE: token's seq, place, lengths of peer and body, rows; peer, body, rows
     row         ROW: number, born, size, lengths of site and record; site, record (qmq.spool.record)
@@ -14,7 +14,9 @@ All numbers are little-endian.
 
 The checksum begins with a secret of the store, so that nobody can send mail that
 looks like blocks. A block begins on a page of its own, so that no write ever touches
-what was acknowledged before. Two files take turns: each generation is written over the last but one.
+what was acknowledged before. Two files take turns: each generation is written over the last but one,
+of which nothing may be left. That is said by *since*, in a block that is durable before: a power cut may
+leave half of what was there, and of messages that had gone the half that says so may be the one that is lost.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from qmq.spool.bodies import sync_folder
 PAGE: Octets = 4096
 MAGIC = b"qmqJ"
 FRONT = Struct("<4sI")
-HEAD = Struct("<QQI")
+HEAD = Struct("<QQQI")
 COUNTS = Struct("<III")
 MESSAGE = Struct("<QQHII")
 ROW = Struct("<QdQII")
@@ -61,14 +63,21 @@ class Fresh:
 
 
 class Block:
-    """What one block says: *messages* that came, then numbers of entries that are *gone*, and *tombstones*."""
+    """
+    What one block says: *messages* that came, then numbers of entries that are *gone*, and *tombstones*.
 
-    __slots__ = ("gone", "messages", "tombstones")
+    *since*: what is written of generations before that counts no more (of a block that is read: 0).
+    """
 
-    def __init__(self, messages: Sequence[Fresh], gone: Iterable[int], tombstones: Sequence[Tombstone]) -> None:
+    __slots__ = ("gone", "messages", "since", "tombstones")
+
+    def __init__(
+        self, messages: Sequence[Fresh], gone: Iterable[int], tombstones: Sequence[Tombstone], since: int = 0
+    ) -> None:
         self.messages = messages
         self.gone = list(gone)
         self.tombstones = tombstones
+        self.since = since
 
 
 def pack(block: Block) -> list[bytes]:
@@ -107,7 +116,7 @@ class Journal:
     Two files, *path* with ``.0`` and ``.1``, each made when something is first written to it, *limit* octets at most.
 
     Generations take turns: what begins a new one may be written over the last but one. Not to be used while
-    another thread is in it. *size* is what it takes of the disk.
+    another thread is in it. *size* is what it takes of the disk; *since*, what the last block of this generation said.
     """
 
     def __init__(self, path: str, limit: Octets) -> None:
@@ -117,7 +126,7 @@ class Journal:
         self._sizes = [0, 0]
         self._sequence = 0
         self.at: Octets = 0  # where the next block begins
-        self.generation = self.secret = 0
+        self.generation = self.since = self.secret = 0
 
     @property
     def size(self) -> Octets:
@@ -126,7 +135,7 @@ class Journal:
 
     def begin(self, generation: int) -> None:
         """Write over the last but one, when something is written; until then it counts on."""
-        self.generation, self.at, self._sequence = generation, 0, 0
+        self.generation, self.since, self.at, self._sequence = generation, 0, 0, 0
 
     def made(self, block: Block) -> bytes:
         """The next block's octets but for its front, for write; none if there is no room for it."""
@@ -136,7 +145,7 @@ class Journal:
         padding = -whole % PAGE
         if self.at + whole + padding > self._limit:
             return b""
-        return b"".join((HEAD.pack(self.generation, self._sequence, length), *pieces, bytes(padding)))
+        return b"".join((HEAD.pack(self.generation, block.since, self._sequence, length), *pieces, bytes(padding)))
 
     def write(self, octets: bytes) -> None:
         """
@@ -144,12 +153,11 @@ class Journal:
 
         Raises OSError, and then it is not there, as far as the disk lets us say so.
         """
-        end = HEAD.size + HEAD.unpack_from(octets)[2]
-        crc = crc32(memoryview(octets)[:end], self.secret)
+        _, since, _, length = HEAD.unpack_from(octets)
+        crc = crc32(memoryview(octets)[: HEAD.size + length], self.secret)
         turn = self.generation & 1
         if self._fds[turn] < 0:
-            self._fds[turn] = os.open(self._paths[turn], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
-            sync_folder(os.path.dirname(self._paths[turn]))
+            self._open(turn)
         try:
             self._write(self._fds[turn], (FRONT.pack(MAGIC, crc), octets))
         except BaseException:
@@ -158,8 +166,19 @@ class Journal:
                 write(self._fds[turn], (bytes(PAGE),), self.at)
             raise
         self.at += FRONT.size + len(octets)
+        self.since = since
         self._sequence += 1
         self._sizes[turn] = max(self._sizes[turn], self.at)
+
+    def _open(self, turn: int) -> None:
+        path = self._paths[turn]
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
+        try:
+            sync_folder(os.path.dirname(path))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fds[turn] = fd
 
     def _write(self, fd: int, pieces: tuple[bytes, bytes]) -> None:
         written = write(fd, pieces, self.at)
@@ -171,28 +190,24 @@ class Journal:
 
     def read(self, since: int) -> tuple[list[Block], list[str]]:
         """
-        The blocks of the last two generations, if these are *since* or later; what is wrong, for the operator.
+        The blocks of the last two generations that count, none before *since*; what is wrong, for the operator.
 
-        A block that is cut at the end was never acknowledged. One that is missing before others was, but for the
-        first ones of the older generation: they may have been written over.
+        A block that is cut at the end was never acknowledged. One that is missing before others was.
         *generation* is the latest then. Raises OSError; no files have no blocks.
         """
         found = sorted(
-            (generation, sequence, payload)
-            for path in self._paths
-            for generation, sequence, payload in _blocks(_octets(path), self.secret)
-            if generation >= since
+            block for path in self._paths for block in _blocks(_octets(path), self.secret) if block[0] >= since
         )
         self.generation = latest = found[-1][0] if found else 0
-        found = [each for each in found if each[0] >= latest - 1]
+        since = max((latest - 1, *(block[2] for block in found)))
+        found = [block for block in found if block[0] >= since]
         wrong = []
-        for before, after in pairwise([(latest, -1, b""), *found]):
-            missing = after[1] - (before[1] + 1 if before[0] == after[0] else 0)
-            if missing and (after[0] == latest or before[0] == after[0]):
+        for before, after in pairwise([(0, -1, 0, b""), *found]):
+            if missing := after[1] - (before[1] + 1 if before[0] == after[0] else 0):
                 wrong.append(
                     f"{self._paths[after[0] & 1]}: DAMAGED: {missing} blocks before the {after[1] + 1}th are gone"
                 )
-        return [unpack(payload) for _, _, payload in found], wrong
+        return [unpack(block[3]) for block in found], wrong
 
     def close(self) -> None:
         """Let go of the files; they stay."""
@@ -202,13 +217,21 @@ class Journal:
                 os.close(fd)
 
     def drop(self) -> None:
-        """Remove them, when all of it is done with or lies elsewhere; should that fail it does no harm."""
+        """
+        Remove them, when all of it is done with or lies elsewhere; should that fail it does no harm.
+
+        The older one goes first, for good: what went of it may be said in the later one.
+        """
         self.close()
-        for path in self._paths:
-            with suppress(OSError):
-                os.unlink(path)
+        later = (self.generation if self.at else self.generation - 1) & 1
+        with suppress(OSError):
+            if os.path.exists(self._paths[not later]):
+                os.unlink(self._paths[not later])
+                sync_folder(os.path.dirname(self._paths[later]))
+            if os.path.exists(self._paths[later]):
+                os.unlink(self._paths[later])
         self._sizes = [0, 0]
-        self.at = self._sequence = 0
+        self.begin(self.generation + 1)
 
 
 def write(fd: int, pieces: Sequence[bytes], at: int) -> int:
@@ -257,15 +280,15 @@ def _tombstone(cut: _Cut) -> Tombstone:
     return cut.octets(of_peer), seq, cut.octets(of_recipients)
 
 
-def _blocks(octets: bytes, secret: int) -> Iterator[tuple[int, int, bytes]]:
-    """Generation, sequence and payload of all that are whole, wherever they lie."""
+def _blocks(octets: bytes, secret: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """Generation, sequence, since and payload of all that are whole, wherever they lie."""
     at, front = 0, FRONT.size + HEAD.size
     while at + front <= len(octets):
         magic, crc = FRONT.unpack_from(octets, at)
-        generation, sequence, length = HEAD.unpack_from(octets, at + FRONT.size)
+        generation, since, sequence, length = HEAD.unpack_from(octets, at + FRONT.size)
         end = at + front + length
         if magic == MAGIC and end <= len(octets) and crc == crc32(memoryview(octets)[at + FRONT.size : end], secret):
-            yield generation, sequence, octets[at + front : end]
+            yield generation, sequence, since, octets[at + front : end]
             at = end
         else:
             at += 1

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import apsw
 from twisted.logger import LogLevel, globalLogPublisher
 
 from qmq.interfaces import SpoolTrouble
 from qmq.mail import MemoryBody, Token
-from qmq.spool import fresh, journal
+from qmq.spool import fresh, journal, sqlite
 from tests.spool import test_sqlite
 from tests.spool.house import ANN, BOB, CYD, LATER, ORG, message, without
 
@@ -23,6 +24,9 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
     def setUp(self) -> None:
         super().setUp()
         self.broken = False  # the journal alone
+        self.rows_alone = False  # the disk's troubles are the database's
+        self.torn: list[tuple[str, int]] = []  # what power cuts leave while a file is written over; entries in hand
+        self.tears = False
         self.alarms: list[str] = []
         globalLogPublisher.addObserver(self.hear)
         self.addCleanup(globalLogPublisher.removeObserver, self.hear)
@@ -34,12 +38,35 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
             self.alarms.append(event["alarm"])
 
     def write(self, fd: int, pieces: Sequence[bytes], at: int) -> int:
-        if self.broken or self.vfs.sync or self.vfs.write or self.vfs.read_only:
+        vfs, rows_alone = self.vfs, self.rows_alone
+        if self.broken or (not rows_alone and (vfs.sync or vfs.write or vfs.read_only)):
             raise OSError(errno.EIO, "Input/output error")
-        if self.vfs.full:
+        if vfs.full and not rows_alone:
             raise OSError(errno.ENOSPC, "No space left on device")
-        self.vfs.syncs += 1
+        if self.tears and at == 0 and os.fstat(fd).st_size:
+            self.tear(fd, b"".join(pieces))
+        vfs.syncs += 1
         return self.real(fd, pieces, at)
+
+    def tear(self, fd: int, octets: bytes) -> None:
+        """The disk of a power cut that had written these octets from the second page on, or the first page alone."""
+        size = len(octets)
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        for begin, end in ((journal.PAGE, size), (0, min(size, journal.PAGE) - 1), (512, size)):
+            path = shutil.copytree(self.path, f"{self.path}-torn-{len(self.torn)}")
+            self.torn.append((path, self.store.messages))
+            with open(os.path.join(path, name), "r+b") as file:
+                file.seek(begin)
+                file.write(octets[begin:end])
+
+    def seqs_of(self, path: str) -> list[int]:
+        """Of a store there."""
+        before, self.path = (self.store, self.path), path
+        try:
+            return self.seqs(self.opened())
+        finally:
+            self.successResultOf(self.store.stop())
+            self.store, self.path = before
 
     def rows(self) -> Any:
         return self.store._table._table
@@ -52,9 +79,13 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         """Whether the database has been written to since the store was opened."""
         return os.path.exists(os.path.join(self.path, "spool.db-wal"))
 
-    def log(self) -> bytes:
-        """The journal's first file."""
-        with open(os.path.join(self.path, "journal.0"), "rb") as file:
+    def log(self, octets: bytes | None = None) -> bytes:
+        """The journal's only file; it may be written over."""
+        (name,) = [name for name in os.listdir(self.path) if name.startswith("journal.")]
+        with open(os.path.join(self.path, name), "r+b") as file:
+            if octets is not None:
+                file.write(octets)
+                file.seek(0)
             return file.read()
 
     def test_no_rows(self) -> None:
@@ -79,8 +110,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.clock.advance(0)
         whole, path = self.log(), self.path
         for at in range(before, len(whole), 97):
-            with open(os.path.join(path, "journal.0"), "wb") as file:
-                file.write(whole[:at] + bytes(len(whole) - at))
+            self.log(whole[:at] + bytes(len(whole) - at))
             self.assertEqual(self.seqs(self.crashed(store))[:2], [1, 2])
             self.successResultOf(self.store.stop())
             shutil.rmtree(self.path)
@@ -92,8 +122,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         for seq in (1, 2, 3):
             self.kept(store, ANN, token=Token(b"peer", seq))
         whole = self.log()
-        with open(os.path.join(self.path, "journal.0"), "wb") as file:
-            file.write(whole[: journal.PAGE + 50] + b"??" + whole[journal.PAGE + 52 :])
+        self.log(whole[: journal.PAGE + 50] + b"??" + whole[journal.PAGE + 52 :])
 
         self.assertEqual(self.seqs(self.crashed(store)), [1, 3])
         self.assertIn("DAMAGED", self.alarms[0])
@@ -106,7 +135,8 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
             for seq in range(60)
         ]
 
-        self.assertLessEqual(len(self.log()), 200_000)
+        for turn in (0, 1):
+            self.assertLessEqual(os.path.getsize(os.path.join(self.path, f"journal.{turn}")), 200_000)
         self.assertEqual((store.messages, store.in_hand), (60, 60))
         self.assertEqual(self.claimed(store), [])
         self.settled(store, *(without(entry, ANN) for entry in entries[::2]))
@@ -220,7 +250,9 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
             self.successResultOf(self.opened().stop())
         store = self.opened()
         (entry,) = self.kept(store, ANN, token=Token(b"peer", 1))
-        shutil.copy(os.path.join(self.path, "journal.0"), self.path + "-backup")
+        for turn in (0, 1):
+            if os.path.exists(path := os.path.join(self.path, f"journal.{turn}")):
+                shutil.copy(path, self.path + "-backup")
         self.path += "-backup"
 
         after = self.opened()
@@ -243,3 +275,196 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
             self.now(store.survey({}, 0))
             if left is not None:
                 self.assertEqual(store.oldest, left.number)
+
+    def test_torn_turn(self) -> None:
+        """Whatever a power cut makes of a file that is written over, nothing that went comes back; nobody is alarmed."""
+        self.patch(fresh, "SHORT", 50_000)
+        self.tears = True
+        store = self.opened()
+        for seq in range(40):
+            (entry,) = self.kept(store, ANN, token=Token(b"peer", seq), low=seq, body=MemoryBody(b"x" * 20_000))
+            self.settled(store, without(entry, ANN))
+
+        self.assertGreater(len(self.torn), 3)
+        for path, in_hand in self.torn:
+            self.assertLessEqual(len(self.seqs_of(path)), 1 if in_hand else 0, path)
+        self.assertEqual(self.alarms, [])
+
+    def test_tombstones_in_turn(self) -> None:
+        """What is remembered of a token in doubt outlives the files' turns, though the disk is full as one begins."""
+        self.patch(fresh, "SHORT", 26_000)
+        store, body = self.opened(), MemoryBody(b"x" * 20_000)
+        self.settled(store, without(self.kept(store, ANN, token=Token(b"peer", 0))[0], ANN))
+        self.tears = True
+        turn = 0
+        for seq in range(1, 40):
+            if not turn & 1:
+                # Refused when it is about to be written, be it the first of its generation.
+                self.fill(True)
+                kept = self.now_or_later(store.keep(message(Token(b"peer", seq), ANN), [ORG], 0))
+                self.failureResultOf(kept, SpoolTrouble)
+                self.fill(False)
+                self.clock.advance(1)
+                store.free()
+                self.clock.advance(1)
+            (entry,) = self.kept(store, ANN, token=Token(b"else", seq), low=seq, body=body)
+            self.settled(store, without(entry, ANN))
+            turn = store._table._journal.generation
+
+        self.tears = False
+        self.assertGreater(len(self.torn), 3)
+        for path, _ in self.torn:
+            self.path = path
+            again = self.opened()
+            self.assertEqual(list(self.kept(again, ANN, token=Token(b"peer", 0))), [])
+            self.successResultOf(again.stop())
+
+    def now_or_later(self, deferred: Any) -> Any:
+        for _ in range(3):
+            self.clock.advance(0)
+        return deferred
+
+    def test_gone_in_turn(self) -> None:
+        """That a row was delivered, which could not be told to the database, outlives the files' turns."""
+        self.patch(fresh, "SHORT", 50_000)
+        store = self.opened()
+        (row,) = self.kept(store, ANN, token=Token(b"peer", 1))
+        self.now(store.find({}, 0, 9))
+        self.rows_alone = self.vfs.full = True
+        store.settle(without(row, ANN))
+        for seq in range(40):
+            (entry,) = self.kept(store, ANN, token=Token(b"else", seq), low=seq + 1, body=MemoryBody(b"x" * 20_000))
+            store.settle(without(entry, ANN))
+        self.kept(store, ANN, token=Token(b"peer", 2))
+        self.assertGreater(store._table._journal.generation & 7, 2)
+        self.vfs.full = False
+
+        self.assertEqual(self.seqs(self.crashed(store)), [2])
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_forgotten_in_turn(self) -> None:
+        """What a peer is in doubt of no more is not taken along when the files take turns."""
+        self.patch(fresh, "SHORT", 20_000)
+        store = self.opened()
+        for seq in range(10):
+            self.settled(store, without(self.kept(store, ANN, token=Token(b"peer", seq))[0], ANN))
+        self.kept(store, ANN, token=Token(b"else", 1))
+        self.clock.advance(2)
+        self.kept(store, ANN, token=Token(b"peer", 99), low=99)
+
+        self.assertEqual(store._table._tombstones, {})
+
+    def test_dropped_in_order(self) -> None:
+        """Should the process die while its journal's files are removed, nothing that went comes back."""
+        self.patch(fresh, "SHORT", 50_000)
+        real = os.unlink
+        for turns in (1, 2):
+            store, images = self.opened(), []
+            begun, entry, seq = store._table._journal.generation, None, 0
+            while store._table._journal.generation < begun + turns:
+                seq += 1
+                (after,) = self.kept(store, ANN, token=Token(b"peer", seq), low=seq + 1, body=MemoryBody(b"x" * 20_000))
+                if entry is not None:
+                    self.settled(store, without(entry, ANN))
+                entry = after
+            self.settled(store, without(entry, ANN))
+
+            def unlink(path: str, images: list[str] = images) -> None:
+                images.append(f"{self.path}-dies-{len(images)}")
+                shutil.copytree(self.path, images[-1])
+                real(path)
+
+            restless = self.patch(os, "unlink", unlink)
+            self.clock.pump([61, 61])
+            restless.restore()
+            self.assertEqual([self.seqs_of(path) for path in images], [[], []])
+            self.path += f"-{turns}"
+
+    def test_rows_break_at_a_look(self) -> None:
+        """If the disk breaks while fresh mail is made rows for somebody who looks, what is kept afterwards is there."""
+        self.patch(sqlite, "void", lambda _: None)  # nor can it be undone
+        for look in (lambda store: store.find({}, 0, 9), None):
+            store = self.opened()
+            self.kept(store, ANN, token=Token(b"peer", 0))
+            self.now(store.find({}, 0, 9))  # the log has a beginning
+            self.kept(store, ANN, token=Token(b"peer", 1))
+            self.rows_alone = self.vfs.sync = True
+            if look is None:
+                self.clock.pump([61, 61])  # it rests
+            else:
+                self.failureResultOf(self.now_or_later(look(store)), SpoolTrouble)
+            self.vfs.sync = self.rows_alone = False
+            kept = [store.keep(message(Token(b"peer", 2), ANN), [ORG], 0)]
+            self.now_or_later(kept[0])
+            kept[0].addErrback(lambda _: None)
+            there = [0, 1, 2] if self.successResultOf(kept[0]) else [0, 1]
+            self.assertEqual(self.seqs_of(shutil.copytree(self.path, self.path + "-copy")), there)
+            self.clock.pump([1] * 5)
+            self.assertEqual((store.full, store.messages), ("", len(there)))
+            self.assertEqual(len(self.kept(store, BOB, token=Token(b"peer", 3))), 1)
+            self.assertEqual(self.seqs(self.crashed(store)), [*there, 3])
+            self.path += "-next"
+            self.flushLoggedErrors(SpoolTrouble, apsw.IOError)
+
+    def test_turned_up(self) -> None:
+        """What turns up after long trouble though it could not be kept is known when it is handed over again."""
+        self.patch(sqlite, "void", lambda _: None)
+        store = self.opened(inline=1000)
+        self.kept(store, ANN, token=Token(b"peer", 0))
+        self.now(store.find({}, 0, 9))  # the log has a beginning
+        self.rows_alone = self.vfs.sync = True
+        both = [
+            store.keep(message(Token(b"peer", 1), ANN, body=MemoryBody(b"x" * 2000)), [ORG], 0),
+            store.keep(message(Token(b"peer", 2), ANN), [ORG], 0),
+        ]
+        self.clock.advance(0)
+        for kept in both:
+            self.failureResultOf(kept, SpoolTrouble)
+        self.clock.pump([1] * 40)
+        self.vfs.sync = False
+        self.clock.pump([1] * 5)
+
+        self.assertEqual((store.full, store.messages), ("", 3))
+        self.assertEqual(list(self.kept(store, ANN, token=Token(b"peer", 2))), [])
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_let_go(self) -> None:
+        """A store that was let go of after long trouble, and taken by another process, is left alone at the stop."""
+        store = self.opened()
+        self.kept(store, ANN, token=Token(b"peer", 1))
+        self.broken = self.vfs.sync = True
+        store.keep(message(Token(b"peer", 2), ANN), [ORG], 0).addErrback(lambda _: None)
+        self.clock.pump([1] * 40)
+        self.broken = self.vfs.sync = False
+        other = self.opened()
+        self.kept(other, ANN, token=Token(b"peer", 3))
+        self.clock.pump([61, 61])  # it rests
+        self.kept(other, ANN, token=Token(b"peer", 4))
+        self.successResultOf(store.stop())
+
+        self.assertEqual(self.seqs(self.crashed(other)), [1, 3, 4])
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_hand_when_full(self) -> None:
+        """What could not be made a row for want of room, and went then, leaves nothing in memory."""
+        store = self.opened()
+        (entry,) = self.kept(store, ANN, token=Token(b"peer", 1))
+        self.rows_alone = self.vfs.full = True
+        self.failureResultOf(self.now_or_later(store.find({}, 0, 9)), SpoolTrouble)
+        self.settled(store, without(entry, ANN))
+
+        self.assertEqual(store.messages, 0)
+        self.assertEqual(self.rows().hand, set())
+        self.flushLoggedErrors(SpoolTrouble)
+
+    def test_damaged_alone(self) -> None:
+        """A damaged block is told though of all others nothing is left."""
+        store = self.opened()
+        self.kept(store, ANN, token=Token(b"peer", 1))
+        (entry,) = self.kept(store, ANN, token=Token(b"peer", 2), low=3)
+        self.settled(store, without(entry, ANN))
+        whole = self.log()
+        self.log(whole[:50] + b"??" + whole[52:])
+
+        self.assertEqual(self.seqs(self.crashed(store)), [])
+        self.assertIn("DAMAGED", self.alarms[0])

@@ -37,9 +37,9 @@ def words(block: Block) -> Any:
     return messages, block.gone, list(block.tombstones)
 
 
-def simple(number: int, size: int = 100) -> Block:
+def simple(number: int, size: int = 100, since: int = 0) -> Block:
     row = (number, b"peer", number, 0, b"site", 1.5, size, number, b"record")
-    return Block([Fresh(b"peer", number, number, bytes([number % 251]) * size, [row])], [], [])
+    return Block([Fresh(b"peer", number, number, bytes([number % 251]) * size, [row])], [], [], since)
 
 
 def append(journal: Journal, block: Block) -> bool:
@@ -134,13 +134,37 @@ class JournalTests(SynchronousTestCase):
         self.assertEqual(self.numbers(since=10), ([], 0))
 
     def test_torn_generation(self) -> None:
-        """Should a generation's first block be torn, the two before it count, but for what it was written over."""
+        """Should a generation's first block be torn, the one before it counts, and of what is written over nothing."""
         before = self.written(1, 2, 3)
-        append(self.journal(8), simple(4))
-        append(self.journal(9), simple(5))
-        torn = self.octets()[:60] + bytes(PAGE - 60) + before[PAGE:]
+        append(self.journal(8), simple(4, since=8))
+        append(self.journal(9), simple(5, since=9))
+        whole = self.octets()
+        for torn in (before[:60] + whole[60:PAGE], whole[:60] + bytes(PAGE - 60), before[:PAGE]):
+            self.assertEqual(self.numbers(torn + before[PAGE:]), ([4], 0))
 
-        self.assertEqual(self.numbers(torn), ([2, 3, 4], 0))
+    def test_since(self) -> None:
+        """An older generation counts until a block says that it does not; what is missing of it is told till then."""
+        before = self.written(1, 2, 3)
+        journal = self.journal(8)
+        append(journal, simple(4, since=7))
+        self.assertEqual(self.numbers(), ([1, 2, 3, 4], 0))
+        self.assertEqual(self.numbers(bytes(PAGE) + before[PAGE:]), ([2, 3, 4], 1))
+        append(journal, simple(5, since=8))
+        self.assertEqual(self.numbers(), ([4, 5], 0))
+
+    def test_drop(self) -> None:
+        """The older file goes first, be it that of the present generation or not."""
+        for generation, more in ((7, 1), (8, 1), (7, 0), (8, 0)):
+            journal = self.journal(generation)
+            append(journal, simple(1))
+            journal.begin(generation + 1)
+            append(journal, simple(2))
+            if not more:
+                journal.begin(generation + 2)  # and nothing is written
+            gone: list[str] = []
+            self.patch(os, "unlink", lambda path, real=os.unlink, gone=gone: (gone.append(path[-1]), real(path)))
+            journal.drop()
+            self.assertEqual(gone, [str(generation & 1), str(generation + 1 & 1)])
 
     def test_mail_like_blocks(self) -> None:
         """Mail that looks like blocks is no block, should the block around it be damaged."""
@@ -190,3 +214,18 @@ class JournalTests(SynchronousTestCase):
         self.assertTrue(append(self.journal(), simple(1, 5000)))
 
         self.assertEqual(self.numbers(), ([1], 0))
+
+    def test_name(self) -> None:
+        """A file whose name could not be synced is not written to until it is."""
+        calls: list[str] = []
+
+        def failing(folder: str) -> None:
+            calls.append(folder)
+            if len(calls) == 1:
+                raise OSError(28, "No space left on device")
+
+        self.patch(module, "sync_folder", failing)
+        journal = self.journal()
+        self.assertRaises(OSError, append, journal, simple(1))
+        self.assertTrue(append(journal, simple(2)))
+        self.assertEqual((len(calls), self.numbers()), (2, ([2], 0)))

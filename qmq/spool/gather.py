@@ -207,6 +207,10 @@ class Gathering:
     def _done(self, batch: Batch, outcome: Outcome) -> None:
         self._full, self._asked_at = outcome.full, self._clock.seconds()
         self._owner.written(outcome)
+        # Whoever looks may have rows made, of what lay in a journal.
+        broken = next((answer for answer in outcome.answers if isinstance(answer, Broken)), None)
+        if broken is not None:
+            self._break(broken)
         for keep in batch.keeps:
             trouble = outcome.refused or keep.trouble
             if trouble is not None:
@@ -219,6 +223,8 @@ class Gathering:
                 keep.deferred.callback(keep.entries)
         for (_, deferred), answer in zip(batch.reads, outcome.answers, strict=True):
             _fire(deferred, answer)
+        if broken is not None:
+            self._forsake(broken)
 
     def _failed(self, batch: Batch, failure: Failure) -> None:
         trouble = failure.value if isinstance(failure.value, SpoolTrouble) else SpoolTrouble(repr(failure.value))
@@ -228,14 +234,17 @@ class Gathering:
         self.batch.released = {**batch.released, **self.batch.released}
         self._owner.unwritten(batch)
         self._settle_at = self._clock.seconds() + self._retry
-        if self._stopped is not None:
-            self._broken = True  # no second attempt then
-        elif isinstance(trouble, Broken):
-            self._broken, self.refusal = True, trouble
-            self._retrying = self._clock.callLater(self._retry, self._recover)
+        if self._stopped is not None or isinstance(trouble, Broken):
+            self._break(trouble)
         _fail(batch.keeps, batch.reads, trouble)
         if self.refusal is not None:
             self._forsake(trouble)
+
+    def _break(self, trouble: SpoolTrouble) -> None:
+        self._broken = True
+        if self._stopped is None:  # no second attempt then
+            self.refusal = trouble
+            self._retrying = self._clock.callLater(self._retry, self._recover)
 
     def _forsake(self, trouble: SpoolTrouble) -> None:
         """Whoever waits for something not begun learns that it will not be."""
@@ -286,6 +295,9 @@ class Gathering:
             self._working = False
             if isinstance(result, Failure):
                 self._log.failure("could not rest", result)
+                if isinstance(result.value, Broken):
+                    self._break(result.value)
+                    self._forsake(result.value)
             if self._stopped is not None:
                 self._finish()
             else:

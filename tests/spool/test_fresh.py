@@ -393,6 +393,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
                 self.clock.pump([61, 61])  # it rests
             else:
                 self.failureResultOf(self.now_or_later(look(store)), SpoolTrouble)
+            self.assertFalse(store.free())
             self.vfs.sync = self.rows_alone = False
             kept = [store.keep(message(Token(b"peer", 2), ANN), [ORG], 0)]
             self.now_or_later(kept[0])

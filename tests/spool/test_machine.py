@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -12,12 +14,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from qmq.mail import HELD, Address, Envelope, MemoryBody, Message, Reply, Token
+from qmq.spool import fresh, journal
 from qmq.spool.disk import SQLiteSpool
 from qmq.spool.memory import Memory, MemorySpool
 from qmq.spool.table import NONE
 from qmq.spool.writer import Writers
+from tests.spool.faults import FaultyVFS
 from tests.spool.house import without
 
 PEOPLE = [Address(bytes([65 + i]), b"site%d" % (i % 3)) for i in range(6)]
@@ -39,6 +44,10 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def crash_image(self) -> None:
         raise NotImplementedError
+
+    def text(self, seq: int) -> bytes:
+        """Of the message with that token."""
+        return b"%d" % seq
 
     @initialize()
     def begin(self) -> None:
@@ -70,7 +79,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(seq=st.integers(1, 8), some=people, twice=st.booleans())
     def keep(self, seq: int, some: list[Address], twice: bool) -> None:
         token = Token(b"peer", seq)
-        whole = Message(Envelope(token, PEOPLE[0], tuple(some)), b"", MemoryBody(b"%d" % seq))
+        whole = Message(Envelope(token, PEOPLE[0], tuple(some)), b"", MemoryBody(self.text(seq)))
         sites = [one.domain for one in some]
         kept = [self.store.keep(whole, sites, 0) for _ in range(1 + twice)]
         entries = [entry for each in kept for entry in self.result(each)]
@@ -139,7 +148,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.hand[entry.number] = entry
             seq = entry.message.envelope.token.seq
             body = self.result(self.store.body(entry))
-            assert body.data == b"%d" % seq
+            assert b"".join(body.chunks()) == self.text(seq)
 
     @rule()
     def claim_all(self) -> None:
@@ -261,6 +270,8 @@ class MemoryMachine(SpoolMachine):
 
 class SQLiteMachine(SpoolMachine):
     journal = 0
+    inline = 1
+    vfs: str | None = None
 
     def make(self) -> Any:
         if not hasattr(self, "root"):
@@ -268,8 +279,8 @@ class SQLiteMachine(SpoolMachine):
             self.starts = 0
         return SQLiteSpool(
             os.path.join(self.root, str(self.starts)),
-            clock=self.clock, wall=self.wall, writers=now, reserve=0, inodes=0, inline=1, idle=2,
-            journal=self.journal,
+            clock=self.clock, wall=self.wall, writers=now, reserve=0, inodes=0, inline=self.inline, idle=2,
+            journal=self.journal, vfs=self.vfs,
         )  # fmt: skip
 
     def crash_image(self) -> None:
@@ -286,9 +297,112 @@ class SQLiteMachine(SpoolMachine):
 
 
 class FreshMachine(SQLiteMachine):
-    """With a journal, whose files take turns every few messages, or are full."""
+    """With a journal, whose files take turns every few messages, or are full; the disk has troubles, and is torn."""
 
     journal = 60000
+    inline = 10000
+
+    def text(self, seq: int) -> bytes:
+        """Within a page, of several pages, a file's."""
+        return b"%d" % seq * (1 if seq < 4 else 6000 if seq < 7 else 12000)
+
+    def make(self) -> Any:
+        if not hasattr(self, "root"):
+            self.trouble, self.sectors = "", 0
+            self.faults = FaultyVFS(f"faulty-{id(self)}")
+            self.vfs = self.faults.name
+            self.real, self.short, journal.write, fresh.SHORT = journal.write, fresh.SHORT, self.write, 20000
+        return super().make()
+
+    def write(self, fd: int, pieces: Sequence[bytes], at: int) -> int:
+        """As journal.write, on a disk with that trouble."""
+        if self.trouble == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.trouble == "torn":
+            octets = b"".join(pieces)
+            for i in range(0, len(octets), 512):
+                if self.sectors >> i // 512 % 64 & 1:
+                    self.real(fd, [octets[i : i + 512]], at + i)
+            self.trouble = "journal"
+        if self.trouble in {"journal", "both"}:
+            raise OSError(errno.EIO, "Input/output error")
+        return self.real(fd, pieces, at)
+
+    def trouble_is(self, what: str) -> None:
+        """From now on; none: the disk is mended."""
+        self.trouble = what
+        self.faults.sync = what in {"rows", "both"}
+        self.faults.full = what in {"full", "rows-full"}
+
+    def crash_image(self) -> None:
+        before = os.path.join(self.root, str(self.starts))
+        self.starts += 1
+        shutil.copytree(before, os.path.join(self.root, str(self.starts)))
+        self.trouble_is("")
+        self.store._table.close()
+
+    @rule(
+        data=st.data(), what=st.sampled_from(["journal", "rows", "both", "full", "rows-full", "torn"]),
+        seq=st.integers(1, 8), some=people, crash=st.booleans(), look=st.booleans(), seconds=st.integers(0, 4),
+        sectors=st.integers(0, (1 << 64) - 1),
+    )  # fmt: skip
+    def disk_in_trouble(
+        self, data: st.DataObject, what: str, seq: int, some: list[Address], crash: bool, look: bool, seconds: int,
+        sectors: int,
+    ) -> None:  # fmt: skip
+        """What fails was not kept, or perhaps, if the process dies then; all else goes on once the disk is mended."""
+        self.sectors = sectors
+        self.trouble_is(what)
+        whole = Message(Envelope(Token(b"peer", seq), PEOPLE[0], tuple(some)), b"", MemoryBody(self.text(seq)))
+        kept: list[Any] = []
+        found: list[Any] = []
+        if self.hand and data.draw(st.booleans()):
+            number = data.draw(st.sampled_from(sorted(self.hand)))
+            entry = self.hand.pop(number)
+            of, gone = entry.message.envelope.token.seq, entry.message.envelope.recipients
+            gone = (*gone, *(one for one, _ in entry.bouncing))
+            entry.bouncing = ()
+            self.store.settle(without(entry, *gone))
+            for one in gone:
+                self.promised[of, one] = "done"
+                self.unsure.add((of, one))
+        self.store.keep(whole, [one.domain for one in some], 0).addBoth(kept.append)
+        if look:
+            self.store.find({}, 0, 9).addBoth(found.append)
+        self.clock.pump([0] * 4 + [1] * seconds)
+        assert (len(kept), len(found)) == (1, look)
+        failed = isinstance(kept[0], Failure)
+        for entry in () if failed else kept[0]:
+            self.hand[entry.number] = entry
+            self.last_number = max(self.last_number, entry.number)
+            for one in entry.message.envelope.recipients:
+                assert (seq, one) not in self.promised
+                self.promised[seq, one] = "to do"
+        if crash:
+            if failed:
+                perhaps = {(seq, one) for one in some if (seq, one) not in self.promised}
+                self.promised.update(dict.fromkeys(perhaps, "done"))
+                self.unsure |= perhaps
+            self.crash()
+            if failed:
+                for key in perhaps:
+                    if self.promised[key] == "done":
+                        del self.promised[key]
+        else:
+            self.trouble_is("")
+            self.clock.pump([1] * 10)
+            self.unsure.clear()
+            self.store.free()  # asks anew
+            self.clock.pump([0] * 3)
+            assert self.store.full == ""
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "real"):
+                journal.write, fresh.SHORT = self.real, self.short
+                self.faults.unregister()
 
 
 MEMORY = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -50,6 +50,7 @@ class FreshTable:
         self._forgotten: dict[bytes, tuple[int, int]] = {}
         self._behind = Batch()  # settles that wait
         self._trouble = ""  # why nothing is written until the table has recovered
+        self._full = ""  # as the last outcome said
 
     # To open and to close.
 
@@ -149,7 +150,9 @@ class FreshTable:
         fresh, journal, behind = self._fresh, self._journal, self._behind
         gone = {number: entry for number, entry in batch.gone.items() if number not in fresh.by_number}
         to_rows = bool(gone or batch.rewritten or batch.released or behind.settles)
-        if self._trouble or batch.epoch or (batch.whole and to_rows) or self._strange(batch.keeps, ask=ask):
+        if self._trouble or self._full or batch.epoch or (batch.whole and to_rows):
+            return None
+        if self._strange(batch.keeps, ask=ask):
             return None
         if journal.at > SHORT and journal.since == journal.generation:
             journal.begin(journal.generation + 1)
@@ -232,7 +235,7 @@ class FreshTable:
         whole.forgotten = [(peer, below, low) for peer, (below, low) in forgotten.items()]
         whole.tombstones = [*self._buried(), *batch.tombstones]
         whole.epoch = batch.epoch
-        if always or whole.moved or whole.tombstones:
+        if always or whole.moved or whole.tombstones or journal.at > SHORT:
             whole.journal = journal.generation + 1
         # In hand they are, and known, should this turn up though it fails.
         numbers = [entry.number for keep in whole.moved for entry in keep.entries]
@@ -251,6 +254,10 @@ class FreshTable:
         if whole.journal:
             journal.begin(whole.journal)
         self._forget_all()
+        if outcome.full:
+            # The room that its files take may be all that is missing.
+            journal.drop()
+            table.beside = journal.size
         return self.counted(outcome)
 
     def _move_all(self) -> None:
@@ -270,7 +277,7 @@ class FreshTable:
     def counted(self, outcome: Outcome) -> Outcome:
         """With the counts of both."""
         self._count()
-        outcome.counts = self._counts
+        outcome.counts, self._full = self._counts, outcome.full
         return outcome
 
     def _count(self) -> None:

@@ -446,6 +446,38 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.assertEqual(self.seqs(self.crashed(other)), [1, 3, 4])
         self.flushLoggedErrors(SpoolTrouble)
 
+    def test_full_of_nothing(self) -> None:
+        """A journal that is full is begun anew though nothing of what lies in it is left."""
+        self.patch(fresh, "SHORT", 150_000)
+        store = self.opened(journal=200_000)
+        (first,) = self.kept(store, ANN, token=Token(b"peer", 1), body=MemoryBody(b"x" * 100_000), low=2)
+        (second,) = self.kept(store, ANN, token=Token(b"peer", 2), body=MemoryBody(b"x" * 60_000), low=3)
+        store._table._journal.since = 0  # something of the file before was left
+        self.settled(store, without(first, ANN), without(second, ANN))
+        store._table._journal.since = 0  # until now
+        self.kept(store, ANN, token=Token(b"peer", 3), body=MemoryBody(b"x" * 40_000), low=4)
+
+        self.assertEqual(store._table._journal.at, 0)
+
+    def test_share(self) -> None:
+        """A journal that has taken a store's share of the disk gives it back when nothing of what lay in it is left."""
+        self.patch(fresh, "SHORT", 100_000)
+        store, seq = self.opened(journal=200_000, share=190_000), 0
+        while not store.full:
+            seq += 1
+            store.keep(message(Token(b"peer", seq), ANN, body=MemoryBody(b"x" * 10_000)), [ORG], seq + 1).addCallbacks(
+                lambda entries: [store.settle(without(entry, ANN)) for entry in entries], lambda _: None
+            )
+            self.clock.advance(0)
+            self.clock.advance(0.1)
+        self.assertEqual(store.messages, 0)
+        for _ in range(5):
+            store.free()
+            self.clock.pump([0, 0, 1.1])
+
+        self.assertEqual(store.full, "")
+        self.assertEqual(len(self.kept(store, BOB, token=Token(b"peer", 99))), 1)
+
     def test_hand_when_full(self) -> None:
         """What could not be made a row for want of room, and went then, leaves nothing in memory."""
         store = self.opened()

@@ -20,7 +20,7 @@ from qmq.spool.journal import Block, Fresh, Journal, Tombstone
 from qmq.spool.messages import Messages
 from qmq.spool.query import Query
 from qmq.spool.sqlite import SQLiteTable
-from qmq.spool.statements import known, newest, still_there
+from qmq.spool.statements import freed, known, still_there
 from qmq.spool.table import Batch, Broken, Counts, Gone, Held, Keep, Opened, Outcome, rows
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class FreshTable:
         journal, first = self._journal, Batch()
         self._tag, self._rows = opened.tag, opened.counts
         self._forget_all()
-        self._trouble = ""
+        self._newest, self._trouble = opened.newest, ""
         journal.secret = opened.secret
         try:
             blocks, wrong = journal.read(opened.journal)
@@ -85,15 +85,17 @@ class FreshTable:
         numbers = list(self._fresh.by_number)
         outcome = self.move(first, always=bool(blocks))
         if numbers:
-            self._table.free(numbers)
+            hand = self._table.hand
+            hand.difference_update(numbers)
+            self._table.ask(lambda connection: freed(connection, hand))
         journal.drop()
-        self._newest = self._table.ask(newest) if self._rows.messages else {}
         opened.counts, opened.full = outcome.counts, outcome.full
 
     def _replay(self, block: Block) -> list[int]:
         """The entries that went though they were not fresh."""
         for one in block.messages:
             self._fresh.add(one)
+            self._seen(Token(one.peer, one.seq))
         self._tombstones.update(((peer, seq), whose) for peer, seq, whose in block.tombstones)
         return [number for number in block.gone if not self._fresh.remove(number)]
 

@@ -25,7 +25,7 @@ from qmq.spool.query import Query
 from qmq.spool.room import Room
 from qmq.spool.schema import connect, shrink, transaction, translated, void
 from qmq.spool.search import DamagedRow, Piece, Search, read
-from qmq.spool.statements import free, hasten, insert, limits, put_aside, recount, same_store, settle
+from qmq.spool.statements import free, hasten, insert, limits, newest, put_aside, recount, same_store, settle
 from qmq.spool.table import Batch, Broken, Counts, Held, Keep, Opened, Outcome, with_body
 
 T = TypeVar("T")
@@ -98,6 +98,7 @@ class SQLiteTable:
         self._pages.weigh()
         opened = Opened(self._tag, self._epoch, self._counts, self._alarms, self._full())
         opened.journal, opened.secret = meta["journal"], meta["secret"]
+        opened.newest = newest(connection) if self._counts.messages else {}
         opened.lows = list(connection.execute("SELECT peer, low FROM peer"))
         opened.tombstones = list(connection.execute("SELECT peer, seq, recipients FROM tombstone"))
         return opened
@@ -248,8 +249,11 @@ class SQLiteTable:
             useless += [number for number in made if number not in used]
         self._remove(useless)
         if not exact:
-            with translated(self._folder):
-                recount(connection, self._counts, self._tag)
+            try:
+                with translated(self._folder):
+                    recount(connection, self._counts, self._tag)
+            except SpoolTrouble as error:  # after the commit: who is told that it failed must not believe that
+                raise Broken(str(error)) from error
 
     def _remove(self, numbers: list[int]) -> None:
         self._alarms += (f"{self._folder}: {wrong}" for wrong in self._bodies.remove_all(numbers))
@@ -273,14 +277,6 @@ class SQLiteTable:
             hand.discard(number)
             counts.messages -= 1
             counts.octets -= size
-
-    def free(self, numbers: list[int]) -> None:
-        """These rows are in nobody's hand any more, and due at once."""
-        self.hand.difference_update(numbers)
-        with translated(self._folder):
-            connection = self._connected()
-            with transaction(connection):
-                free(connection, self.hand)
 
     # To read.
 

@@ -155,6 +155,12 @@ def free(connection: apsw.Connection, hand: set[int]) -> None:
     connection.executemany(FREE, ((number,) for number in fresh if number not in hand))
 
 
+def freed(connection: apsw.Connection, hand: set[int]) -> None:
+    """As free, in a transaction of its own."""
+    with transaction(connection):
+        free(connection, hand)
+
+
 def same_store(connection: apsw.Connection, tag: bytes, epoch: int) -> bool:
     """Whether this is the store of that name that nobody has opened since *epoch*."""
     meta = dict(connection.execute("SELECT name, value FROM meta"))

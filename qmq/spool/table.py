@@ -141,7 +141,7 @@ class Outcome:
 class Opened:
     """What a table found at start; counts, alarms and full as in Outcome."""
 
-    __slots__ = ("alarms", "counts", "epoch", "full", "journal", "lows", "secret", "tag", "tombstones")
+    __slots__ = ("alarms", "counts", "epoch", "full", "journal", "lows", "newest", "secret", "tag", "tombstones")
 
     def __init__(self, tag: bytes, epoch: int, counts: Counts, alarms: list[str], full: str = "") -> None:
         self.tag = tag
@@ -151,6 +151,7 @@ class Opened:
         self.full = full
         self.lows: Sequence[tuple[bytes, int]] = ()
         self.tombstones: Sequence[tuple[bytes, int, bytes]] = ()
+        self.newest: dict[bytes, int] = {}  # the highest number of each peer's tokens
         self.journal = self.secret = 0  # the generation from which on a journal counts; what its checksums begin with
 
 

@@ -242,7 +242,7 @@ class Gathering:
 
     def _break(self, trouble: SpoolTrouble) -> None:
         self._broken = True
-        if self._stopped is None:  # no second attempt then
+        if self._stopped is None:  # else there is no second attempt
             self.refusal = trouble
             self._retrying = self._clock.callLater(self._retry, self._recover)
 

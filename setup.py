@@ -9,6 +9,7 @@ CORE = [
     "dnspython>=2.9,<3",
     "apsw>=3.54",
     "cdbx>=0.3",
+    "caio>=0.12.10",
     "click>=8.3",
     "rich>=14",
 ]

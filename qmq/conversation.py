@@ -14,55 +14,16 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
-from twisted.internet import protocol, tcp, unix
+from twisted.internet import protocol
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ITransport
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qmq.deadlines import Deadlines, Stage, Watch
 from qmq.mail import Octets, Reply, Seconds
-
-# Transports whose buffer and socket we know. Anything else, TLS's own transport too, is written to as it likes.
-_PLAIN = frozenset({tcp.Server, tcp.Client, unix.Server, unix.Client})
-
-
-def fast_writer(transport: ITransport) -> Callable[[bytes], None]:
-    """
-    A function that sends now what ``transport.write`` would send in the next turn of the loop.
-
-    Saves a registration for writing, and its epoll calls, per write. Nothing is
-    overtaken: as soon as the transport holds anything back, or speaks TLS, it
-    gets the bytes. Sets TCP_NODELAY, for a small reply must not wait for an ACK.
-    """
-    if type(transport) not in _PLAIN:
-        return transport.write
-    plain: Any = transport  # one of _PLAIN: tcp.Connection's attributes
-    if type(plain) in {tcp.Server, tcp.Client}:
-        plain.setTcpNoDelay(True)
-    send = plain.socket.send
-    write = plain.write
-
-    def write_now(data: bytes) -> None:
-        if (
-            plain.TLS
-            or plain.dataBuffer
-            or plain._tempDataLen  # noqa: SLF001 - there is no public way to ask whether anything is buffered
-            or plain.disconnecting
-            or not plain.connected
-            or plain._writeDisconnecting  # noqa: SLF001 - likewise
-        ):
-            write(data)
-            return
-        try:
-            sent = send(data)
-        except OSError:  # EAGAIN: the kernel's buffer is full; anything worse Twisted finds out and reports
-            sent = 0
-        if sent < len(data):
-            write(data[sent:] if sent else data)
-
-    return write_now
+from qmq.sends import fast_writer, hurry
 
 
 class After(Enum):
@@ -278,6 +239,7 @@ class Conversation(protocol.Protocol):
             return
         transport: Any = self.transport
         self._handshaking = True
+        hurry(transport)
         try:
             transport.startTLS(self._context)
         except Exception:  # noqa: BLE001 - the context's own

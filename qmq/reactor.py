@@ -21,6 +21,8 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST, installReactor
 from twisted.python.log import err
 
+from qmq.sends import Sends
+
 # Measured with one queue at full speed: 99th percentile of the others' delays 22 ms by Python's own 5 ms, 14 by this.
 _SWITCH = 0.0005
 
@@ -43,12 +45,18 @@ def _read(transport: Any) -> BaseException | None:
 
 
 class MonotonicEPollReactor(EPollReactor):
-    """Epoll on monotonic time."""
+    """Epoll on monotonic time, that sends what is said to strangers when it has heard all of a turn."""
 
     seconds = staticmethod(time.monotonic)  # as it is: a message asks for it some ten times
 
+    def __init__(self) -> None:
+        self.sends = Sends()
+        super().__init__()
+
     def doPoll(self, timeout: float | None) -> None:
         """One turn of the loop."""
+        if self.sends.held:
+            self.sends.flush()
         try:
             events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
         except InterruptedError:

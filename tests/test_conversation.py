@@ -1,14 +1,12 @@
-import socket
 from collections import deque
 
-from twisted.internet import tcp
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.conversation import After, Conversation, fast_writer
+from qmq.conversation import After, Conversation
 from qmq.mail import Reply
 
 OK = Reply(250, "2.0.0", "ok")
@@ -292,81 +290,3 @@ class ConversationTests(SynchronousTestCase):
 
         self.assertEqual(self.heard(), OK.line + b"421 4.3.2 bye\r\n")
         self.assertTrue(self.transport.disconnecting)
-
-
-class FastWriterTests(SynchronousTestCase):
-    def setUp(self):
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(listener.close)
-        self.peer = socket.create_connection(listener.getsockname())
-        self.addCleanup(self.peer.close)
-        accepted, address = listener.accept()
-        self.addCleanup(accepted.close)
-        self.reactor = MemoryReactor()
-        self.transport = tcp.Server(accepted, None, address, None, 0, self.reactor)
-
-    def writing(self):
-        return self.transport in self.reactor.getWriters()
-
-    def test_at_once(self):
-        """What can be sent is sent at once, and no small packet waits for an ACK."""
-        write = fast_writer(self.transport)
-
-        write(b"hello")
-
-        self.assertEqual(self.peer.recv(100), b"hello")
-        self.assertFalse(self.writing())
-        self.assertTrue(self.transport.getTcpNoDelay())
-
-    def test_rest(self):
-        """What the kernel does not take goes by the transport, in order, and nothing overtakes it."""
-        write = fast_writer(self.transport)
-        big = b"x" * 20_000_000
-
-        write(big)
-        write(b"end")
-
-        self.assertTrue(self.writing())
-        got = bytearray()
-        while not got.endswith(b"end"):
-            self.transport.doWrite()
-            got += self.peer.recv(1 << 20)
-        self.assertEqual(got, big + b"end")
-
-    def test_tls(self):
-        """Once TLS is on, nothing goes round it."""
-        write = fast_writer(self.transport)
-        encrypted = []
-        self.transport.TLS = True
-        self.transport.protocol = type("TLS", (), {"write": lambda _, data: encrypted.append(data)})()
-
-        write(b"secret")
-
-        self.assertEqual(encrypted, [b"secret"])
-
-    def test_peer_gone(self):
-        """A peer that is gone is for Twisted to find out."""
-        write = fast_writer(self.transport)
-        self.transport.socket.close()
-
-        write(b"hello")
-
-        self.assertTrue(self.writing())
-
-    def test_closing(self):
-        """After loseConnection the order is the transport's."""
-        write = fast_writer(self.transport)
-        self.transport.loseConnection()
-
-        write(b"bye")
-
-        self.peer.setblocking(False)
-        self.assertRaises(BlockingIOError, self.peer.recv, 1)
-
-    def test_any_transport(self):
-        """Other transports are written to as they are."""
-        transport = StringTransport()
-
-        fast_writer(transport)(b"hello")
-
-        self.assertEqual(transport.value(), b"hello")

@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qmq.conversation import fast_writer
 from qmq.mail import Message, Octets, Replies, Reply
+from qmq.sends import fast_writer, hurry
 from qmq.wire.qmtp_client import QMTPClientWire
 
 # Of a unix socket, in the kernel, which doubles it. What it has by itself is full with two or three long messages, and
@@ -75,6 +75,7 @@ class Line(Protocol):
         if self._wire.streaming:
             self.streaming = True
             self.flush()
+            hurry(self._transport)
             self._transport.registerProducer(self, streaming=False)
 
     def flush(self) -> None:

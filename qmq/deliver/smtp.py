@@ -21,10 +21,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qmq.conversation import fast_writer
 from qmq.deliver.manner import STALE, Manner, TLSFailure, turned_away
 from qmq.interfaces import IConnection
 from qmq.mail import DeliveryFailure, Message, Reply, Seconds
+from qmq.sends import fast_writer, hurry
 from qmq.wire.replies import ProtocolError, ReplyParser
 from qmq.wire.smtp_client import Finished, SMTPClientWire
 from qmq.wire.smtp_envelope import Extensions, extensions
@@ -305,6 +305,7 @@ class SMTPConnection(Protocol):
             self._producing = True
             # A piece at a time, when the one before has left: memory is bounded by two pieces, however long the text.
             transport: Any = self.transport
+            hurry(transport)
             transport.registerProducer(self, streaming=False)
 
     def resumeProducing(self) -> None:

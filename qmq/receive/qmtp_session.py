@@ -20,11 +20,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qmq.conversation import fast_writer
 from qmq.mail import Address, Envelope, MemoryBody, Message, Octets, Origin, Replies, Reply, Seconds
 from qmq.receive.draft import Draft
 from qmq.receive.replies import HEADER_TOO_BIG, LOOP, NO_SPACE, TRY_LATER
 from qmq.receive.trace import hops, loops
+from qmq.sends import fast_writer
 from qmq.session import Session
 from qmq.wire.netstring import ProtocolError
 from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire

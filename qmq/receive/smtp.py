@@ -19,13 +19,14 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from qmq.conversation import Conversation, fast_writer
+from qmq.conversation import Conversation
 from qmq.deadlines import Deadlines
 from qmq.mail import Reply, value
 from qmq.receive.clients import Deny
 from qmq.receive.dialogue import Dialogue
 from qmq.receive.reception import Reception
 from qmq.rules.nets import Net, parsed
+from qmq.sends import fast_writer
 from qmq.session import Session
 from qmq.wire.smtp_server import SMTPServerWire
 

@@ -85,7 +85,7 @@ class Sends:
             while held := list(self.held.items()):
                 self.held.clear()
                 for plain, data in self._together(held):
-                    _guarded(_send, plain, data)
+                    _guarded(plain, data)
         finally:
             self._flushing = False
 
@@ -93,7 +93,8 @@ class Sends:
         """Send in one call what can be; what is left to be sent one by one."""
         if len(held) == 1 or not (aio := self._kernel()):
             return held
-        ready, rest, operations = [], [], []
+        ready, rest = [], []
+        operations: list[Any] = []
         for item in held:
             plain, data = item
             if _ready(plain):
@@ -109,7 +110,15 @@ class Sends:
         except Exception:  # noqa: BLE001 - of many kinds; then nothing was sent, or the operations raise below
             err()
         for (plain, data), operation in zip(ready, operations[:taken], strict=False):
-            _guarded(_written, plain, data, operation)
+            try:
+                sent = operation.get_value()
+            except SystemError:  # EAGAIN, or worse, as in _send
+                sent = 0
+            except RuntimeError:  # it has not been answered: nobody knows where the rest begins
+                plain.abortConnection()
+                continue
+            if sent < len(data):
+                _guarded(plain, data[sent:])
         return rest + ready[taken:]
 
     def _kernel(self) -> Any:
@@ -143,18 +152,9 @@ def _send(plain: Any, data: bytes) -> None:
         plain.write(data[sent:] if sent else data)
 
 
-def _written(plain: Any, data: bytes, operation: Any) -> None:
+def _guarded(plain: Any, data: bytes) -> None:
     try:
-        sent = operation.get_value()
-    except SystemError:  # as above
-        sent = 0
-    if sent < len(data):
-        plain.write(data[sent:])
-
-
-def _guarded(send: Callable[..., None], plain: Any, *what: Any) -> None:
-    try:
-        send(plain, *what)
+        _send(plain, data)
     except Exception:  # noqa: BLE001 - whatever a producer does that is told to pause
         err()
         plain.abortConnection()

@@ -69,7 +69,7 @@ class Connections:
             heard = peer.recv(1)
         except BlockingIOError:
             return True
-        self.fail(f"{heard!r} has come")
+        return self.fail(f"{heard!r} has come")
 
     def turn(self, times=1):
         for _ in range(times):

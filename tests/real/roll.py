@@ -66,6 +66,8 @@ def stores(gateway):
     """Which processes have which store's database open."""
     holders = defaultdict(set)
     for pid in processes(gateway):
+        if _forked(pid):
+            continue
         for link in glob.glob(f"/proc/{pid}/fd/*"):
             try:
                 path = os.readlink(link)
@@ -102,6 +104,15 @@ class Watch:
                 # One look is not one moment: it may have gone from one to the other meanwhile.
                 if len(pids) > 1 and len(stores(self._gateway)[path] & pids) > 1:
                     self.shared.append((os.path.relpath(path, self._gateway.spool), sorted(pids)))
+
+
+def _forked(pid):
+    """Whether it has just been forked, and has its parent's files until it becomes another program."""
+    try:
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return _words(pid) == _words(parent) != []
 
 
 def _words(pid):

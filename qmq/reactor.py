@@ -1,12 +1,13 @@
 """
-The reactor that `twistd qmq` runs on if no other is asked for: epoll, as Twisted's own on Linux, with two differences.
+The reactor that `twistd qmq` runs on if no other is asked for: epoll, as Twisted's on Linux, with three differences.
 
 Its clock is monotonic: Twisted's counts by the wall clock, and an hour's jump
-back would stall every timer for an hour. And it calls a connection directly,
+back would stall every timer for an hour. It calls a connection directly,
 without the log context that Twisted puts around each event: about 3 us of some
 25 that an event costs; a connection that raises is logged all the same. Where
 there is only something to read, it reads without asking what else there might be, and from
 a unix socket as from any other: nobody sends descriptors to what Twisted reads here.
+And what is said to strangers leaves when all that a turn brings has been heard (`sends`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _read(transport: Any) -> BaseException | None:
 
 
 class MonotonicEPollReactor(EPollReactor):
-    """Epoll on monotonic time, that sends what is said to strangers when it has heard all of a turn."""
+    """Epoll on monotonic time; `sends` has what waits for the end of the turn."""
 
     seconds = staticmethod(time.monotonic)  # as it is: a message asks for it some ten times
 
@@ -57,6 +58,9 @@ class MonotonicEPollReactor(EPollReactor):
         """One turn of the loop."""
         if self.sends.held:
             self.sends.flush()
+            due = self.timeout()  # a connection that broke at it ends by a call that *timeout* does not know of
+            if due is not None and (timeout is None or due < timeout):
+                timeout = due
         try:
             events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
         except InterruptedError:

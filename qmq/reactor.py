@@ -1,5 +1,5 @@
 """
-The reactor that `twistd qmq` runs on if no other is asked for: epoll, as Twisted's on Linux, with three differences.
+The reactor that `twistd qmq` runs on if no other is asked for: epoll, as Twisted's on Linux, with some differences.
 
 Its clock is monotonic: Twisted's counts by the wall clock, and an hour's jump
 back would stall every timer for an hour. It calls a connection directly,
@@ -86,6 +86,16 @@ class MonotonicEPollReactor(EPollReactor):
                 self._disconnectSelectable(selectable, why, True)
 
     doIteration = doPoll
+
+    def _disconnectSelectable(self, selectable: Any, *why: Any) -> None:
+        """What was said to it in this turn is sent before it is closed."""
+        self.sends.hurry(selectable)
+        super()._disconnectSelectable(selectable, *why)
+
+    def disconnectAll(self) -> None:
+        """The end: there is no further turn."""
+        self.sends.flush()
+        super().disconnectAll()
 
 
 def install() -> None:

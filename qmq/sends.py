@@ -1,8 +1,8 @@
 """
 What goes out to a peer, and when: what is said to strangers in a turn of the loop leaves together, at its end.
 
-A reply wakes the client that waits for it. Sent at once, it has the kernel put
-us aside for that client, once a message on a busy core; at the end of the turn
+A reply wakes the client that waits for it. Were it sent at once, the kernel would
+put us aside for that client, once a message on a busy core; at the end of the turn
 all who wait are woken by one call (io_submit, which sends on any number of
 sockets), and find what they wait for when they run. Between our own processes
 nothing is held back: what one says early gives the other work.
@@ -10,6 +10,7 @@ nothing is held back: what one says early gives the other work.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -19,25 +20,28 @@ from twisted.internet import tcp, unix
 from twisted.internet.interfaces import ITransport
 from twisted.python.log import err
 
-from qmq.mail import Octets
+from qmq.mail import Octets, Seconds
 
 # Transports whose buffer and socket we know. Anything else, TLS's own transport too, is written to as it likes.
 _STRANGERS = frozenset({tcp.Server, tcp.Client})
 _PLAIN = _STRANGERS | {unix.Server, unix.Client}
 
-_MOST = 64  # connections that something is held for
-_LONG: Octets = 65536  # something as long as this is not held: less than 4 MiB is
+# Bounds of what is held, 16 MiB in all: for so many connections, for each less than so much.
+_MOST = 256
+_LONG: Octets = 65536
+
+_PATIENCE: Seconds = 1  # with a kernel that has taken sends and not told yet what came of them; Linux always has
 
 
 def fast_writer(transport: ITransport) -> Callable[[bytes], None]:
     """
-    A function that sends now what ``transport.write`` would send in the next turn of the loop.
+    A function that sends sooner than ``transport.write``: at once, to a stranger at the end of this turn.
 
-    To a stranger, on a reactor that has `Sends`, at the end of this turn: before
-    anything else writes to the transport, or it is to speak TLS, call `hurry`.
-    Saves a registration for writing, and its epoll calls, per write. Nothing is
-    overtaken: as soon as the transport holds anything back, or speaks TLS, it
-    gets the bytes. Sets TCP_NODELAY, for a small reply must not wait for an ACK.
+    The latter on a reactor that has `Sends`; there call `hurry` before anything
+    else writes to the transport, or it is to speak TLS. Saves a registration for
+    writing, and its epoll calls, per write. Nothing is overtaken: as soon as the
+    transport holds anything back, or speaks TLS, it gets the bytes. Sets
+    TCP_NODELAY, for a small reply must not wait for an ACK.
     """
     if type(transport) not in _PLAIN:
         return transport.write
@@ -50,9 +54,9 @@ def fast_writer(transport: ITransport) -> Callable[[bytes], None]:
 
 
 def hurry(transport: Any) -> None:
-    """Send what is held for it."""
+    """Send now what is held for it. Not to be called by a producer that is told to pause."""
     if (sends := getattr(getattr(transport, "reactor", None), "sends", None)) is not None:
-        sends.flush()
+        sends.hurry(transport)
 
 
 class Sends:
@@ -61,31 +65,49 @@ class Sends:
     def __init__(self) -> None:
         self.held: dict[Any, bytes] = {}  # by transport
         self._flushing = False
-        # The kernel's, of the process that sends: no child inherits it. None: not asked for yet; False: not to be had.
+        # The kernel's, made by the process that sends, after it became a daemon. None: not yet; False: not to be had.
         self._aio: Any = None if linux_aio is not None else False
 
     def writer(self, plain: Any) -> Callable[[bytes], None]:
         """A function that holds what is for *plain*, one of Twisted's TCP transports, until `flush`."""
-        held, flush = self.held, self.flush
+        held = self.held
 
         def hold(data: bytes) -> None:
             before = held.get(plain)
-            held[plain] = data if before is None else before + data
-            if len(data) >= _LONG or len(held) >= _MOST:
-                flush()
+            if before is not None:
+                data = before + data
+            # While flush is at it, one that is not ready may have something in flush's hands: it must not be overtaken.
+            elif not _ready(plain) and not self._flushing:
+                plain.write(data)
+                return
+            if (len(data) < _LONG and len(held) < _MOST) or self._flushing:
+                held[plain] = data
+            else:
+                held.pop(plain, None)
+                _send(plain, data)
 
         return hold
 
+    def hurry(self, transport: Any) -> None:
+        """Send now what is held for this one."""
+        if (data := self.held.pop(transport, None)) is not None:
+            _send(transport, data)
+
     def flush(self) -> None:
         """Send what is held. A connection that breaks at it is cut, and the others go on."""
-        if self._flushing:  # a producer that was told to pause has said something: the loop below sees to it
-            return
         self._flushing = True
         try:
+            # Again, if a producer that was told to pause has said something.
             while held := list(self.held.items()):
                 self.held.clear()
-                for plain, data in self._together(held):
-                    _guarded(plain, data)
+                try:
+                    for plain, data in self._together(held):
+                        _guarded(plain, data)
+                except BaseException:
+                    # Nobody knows any more who has heard what: a reply that is missing would shift all that follow.
+                    for plain, _ in held:
+                        plain.abortConnection()
+                    raise
         finally:
             self._flushing = False
 
@@ -93,7 +115,7 @@ class Sends:
         """Send in one call what can be; what is left to be sent one by one."""
         if len(held) == 1 or not (aio := self._kernel()):
             return held
-        ready, rest = [], []
+        ready, left = [], []
         operations: list[Any] = []
         for item in held:
             plain, data = item
@@ -101,30 +123,33 @@ class Sends:
                 ready.append(item)
                 operations.append(linux_aio.Operation.write(data, plain.socket.fileno(), 0))
             else:
-                rest.append(item)
+                left.append(item)
         taken = 0
         try:
-            # A socket takes what it has room for before the call returns: what is asked then has all been answered.
+            # A send to a socket that does not block is over when submit returns: its result is there.
             taken = aio.submit(*operations)
-            aio.process_events(taken)
-        except Exception:  # noqa: BLE001 - of many kinds; then nothing was sent, or the operations raise below
+            aio.process_events(2 * _MOST, taken, _PATIENCE)
+        except Exception:  # noqa: BLE001 - of submit: nothing was sent; of process_events: get_value raises below
             err()
+            self._aio = False
         for (plain, data), operation in zip(ready, operations[:taken], strict=False):
             try:
                 sent = operation.get_value()
             except SystemError:  # EAGAIN, or worse, as in _send
                 sent = 0
-            except RuntimeError:  # it has not been answered: nobody knows where the rest begins
+            except RuntimeError:  # there is no result: nobody knows where the rest begins
+                self._aio = False
                 plain.abortConnection()
                 continue
             if sent < len(data):
-                _guarded(plain, data[sent:])
-        return rest + ready[taken:]
+                left.append((plain, data[sent:]))
+        return left + ready[taken:]
 
     def _kernel(self) -> Any:
         if self._aio is None:
             try:
                 self._aio = linux_aio.Context(_MOST)
+                os.set_inheritable(self._aio.fileno, False)
             except (OSError, SystemError):  # all that fs.aio-max-nr allows are in use
                 self._aio = False
         return self._aio

@@ -198,25 +198,151 @@ class SendsTests(Connections, SynchronousTestCase):
         self.assertEqual(peer.recv(100), b"work")
 
     def test_bounded(self):
-        """So many, or something long, are not held until the turn is over."""
-        ours = [self.connect() for _ in range(64)]
+        """So much, and for so many, is held; what is beyond is sent at once, and in order."""
+        ours = [self.connect() for _ in range(257)]
         for transport, _ in ours:
             fast_writer(transport)(b"hello")
-        self.assertEqual([peer.recv(100) for _, peer in ours], [b"hello"] * 64)
+        self.assertEqual(ours[-1][1].recv(100), b"hello")
+        self.silent(ours[0][1])
+        self.turn()
+        self.assertEqual([peer.recv(100) for _, peer in ours[:-1]], [b"hello"] * 256)
 
-        transport, peer = ours[0]
-        fast_writer(transport)(b"x" * 65536)
-        self.assertGreater(len(peer.recv(65536)), 0)
+        (one, peer), (_, other) = ours[:2]
+        for part in (b"x" * 60_000, b"y" * 5_535):
+            fast_writer(one)(part)
+            self.silent(peer)
+        fast_writer(one)(b"z")
+        self.assertEqual(self.hear(peer, 65_536), b"x" * 60_000 + b"y" * 5_535 + b"z")
+        self.silent(other)
 
     def test_hurry(self):
-        """What was said before is out before anything else is written."""
+        """What was said before is out before anything else is written; what others are told waits."""
         (one, peer), (two, other) = self.connect(), self.connect()
         fast_writer(one)(b"220 ready ")
         fast_writer(two)(b"hello")
 
         hurry(one)
 
-        self.assertEqual((peer.recv(100), other.recv(100)), (b"220 ready ", b"hello"))
+        self.assertEqual(peer.recv(100), b"220 ready ")
+        self.silent(other)
+        self.turn()
+        self.silent(peer)
+        self.assertEqual(other.recv(100), b"hello")
+
+    def test_tls(self):
+        """Once TLS is on, it gets what is said before it is told to close."""
+        transport, _ = self.connect()
+        write = fast_writer(transport)
+        told = []
+
+        class TLS:
+            write = told.append
+
+            def loseConnection(self):
+                told.append(None)
+
+            def connectionLost(self, reason):
+                pass
+
+        transport.TLS = True
+        transport.protocol = TLS()
+
+        write(b"221 bye")
+        transport.loseConnection()
+        self.turn()
+
+        self.assertEqual(told, [b"221 bye", None])
+
+    def test_closed_with_backlog(self):
+        """One that reads up and is then told good-bye hears all of it, though both happen in one turn."""
+        transport, peer = self.connect()
+        write = fast_writer(transport)
+        big = b"x" * 8_000_000
+
+        class Polite:
+            def dataReceived(self, data):
+                write(b"221 bye")
+                transport.loseConnection()
+
+            def connectionLost(self, reason):
+                pass
+
+        transport.protocol = Polite()
+        write(big)
+        got = self.hear(peer, 7_900_000)
+        while transport.dataBuffer or transport._tempDataBuffer:  # what is left is about to leave
+            peer.send(b"QUIT\r\n")
+            self.turn()
+            got += self.hear(peer, len(big) - len(got))
+
+        self.turn(3)
+        self.assertEqual(self.hear(peer, len(big) + 7 - len(got)), (big + b"221 bye")[len(got) :])
+
+    def test_closed_by_peer(self):
+        """Who has said all he had to say, and hears the answer in the same turn, hears it."""
+        (one, peer), (two, other) = self.connect(), self.connect()
+        write = fast_writer(two)
+
+        class Answer:
+            def dataReceived(self, data):
+                write(b"250 ok")
+
+            def connectionLost(self, reason):
+                pass
+
+        one.protocol = Answer()
+        peer.send(b"K")
+        other.shutdown(socket.SHUT_WR)
+
+        self.turn(3)
+
+        self.assertEqual(other.recv(100), b"250 ok")
+
+    def test_end(self):
+        """What was said when the reactor stopped is sent."""
+        ours = [self.connect() for _ in range(3)]
+        for transport, _ in ours:
+            fast_writer(transport)(b"421 bye")
+
+        self.reactor.disconnectAll()
+
+        self.assertEqual([peer.recv(100) for _, peer in ours], [b"421 bye"] * 3)
+
+    def test_interrupted(self):
+        """If sending is broken off, nobody goes on with a reply missing."""
+        ours = [self.connect() for _ in range(3)]
+        for transport, _ in ours:
+            fast_writer(transport)(b"hello")
+        with mock.patch.object(sends, "_ready", side_effect=KeyboardInterrupt):
+            self.assertRaises(KeyboardInterrupt, self.reactor.sends.flush)
+        self.reactor.runUntilCurrent()
+        self.assertEqual([transport.connected for transport, _ in ours], [0, 0, 0])
+
+        transport, peer = self.connect()
+        fast_writer(transport)(b"hello")
+        self.turn()
+        self.assertEqual(peer.recv(100), b"hello")
+
+    def test_no_answer(self):
+        """A connection of which the kernel does not tell what it has sent is cut, and it is not asked again."""
+        ours = [self.connect() for _ in range(3)]
+        aio = sends.linux_aio.Context(8)
+
+        class Dumb:
+            def submit(self, *operations):
+                return aio.submit(*operations)
+
+            def process_events(self, *how):
+                return 0
+
+        self.reactor.sends._aio = Dumb()
+        for transport, _ in ours:
+            fast_writer(transport)(b"hello")
+        self.turn()
+        self.reactor.runUntilCurrent()
+        self.assertEqual([transport.connected for transport, _ in ours], [0, 0, 0])
+        self.assertIs(self.reactor.sends._aio, False)
+        aio.process_events(8)
 
     def test_closed_after(self):
         """What was said before a connection was closed arrives; one that was aborted says nothing."""
@@ -280,11 +406,21 @@ class SendsTests(Connections, SynchronousTestCase):
         self.assertTrue(pauses)
         self.assertEqual(self.hear(peer, len(said)), said)
 
+    def full(self, transport):
+        """The kernel takes nothing more for it; how many octets it has taken."""
+        octets = 0
+        for _ in range(100):
+            try:
+                octets += transport.socket.send(b"x" * 65_536)
+            except BlockingIOError:
+                self.turn()
+        transport.bufferSize = 1
+        return octets
+
     def test_says_when_full(self):
         """What a producer says when it is told to pause comes after what filled the buffer."""
         (slow, peer), (quick, other) = self.connect(), self.connect()
         write, write_quick = fast_writer(slow), fast_writer(quick)
-        big = b"x" * 20_000_000
         words = [(write, b"end"), (write_quick, b"and")]  # told to pause again, it has nothing more to say
 
         def pause():
@@ -292,19 +428,35 @@ class SendsTests(Connections, SynchronousTestCase):
                 say, word = words.pop()
                 say(word)
 
+        before = self.full(slow)
         slow.registerProducer(Choosy(pause), True)
-
         write_quick(b"hello ")
-        write(big)
+        write(b"begin")
 
         self.turn()
+        self.assertEqual(words, [])
         self.assertEqual(self.hear(other, 9), b"hello and")
-        self.assertEqual(self.hear(peer, len(big) + 3), big + b"end")
+        self.assertEqual(self.hear(peer, before + 8), b"x" * before + b"beginend")
+
+    def test_says_much_to_another(self):
+        """Nor does it overtake what another, that is full too, was told before."""
+        (one, _), (two, peer) = self.connect(), self.connect()
+        write_two = fast_writer(two)
+        words = [b"y" * 70_000]
+        self.full(one)
+        before = self.full(two)
+        one.registerProducer(Choosy(lambda: words and write_two(words.pop())), True)
+        fast_writer(one)(b"begin")
+        write_two(b"before")
+
+        self.turn()
+
+        self.assertEqual(self.hear(peer, before + 70_006), b"x" * before + b"before" + b"y" * 70_000)
 
     def test_producer_raises(self):
         """A connection whose producer breaks is cut, and the others are not."""
         (bad, _), (good, peer) = self.connect(), self.connect()
-        fast_writer(bad)(b"x" * 20_000_000)
+        self.full(bad)
         bad.registerProducer(Choosy(lambda: 1 / 0), True)
         fast_writer(good)(b"hello")
         fast_writer(bad)(b"and more")
@@ -346,8 +498,8 @@ class SendsTests(Connections, SynchronousTestCase):
                         raise taken
                     return aio.submit(*operations[:taken])
 
-                def process_events(self, count, aio=aio):
-                    return aio.process_events(count)
+                def process_events(self, *how, aio=aio):
+                    return aio.process_events(*how)
 
             self.reactor.sends._aio = Narrow()
             for n, (transport, _) in enumerate(ours):

@@ -121,7 +121,7 @@ class Line(Protocol):
             self._why = Reply(451, "4.3.0", "message cannot be read here")
             self._transport.abortConnection()  # connectionLost follows, but not at once
             return
-        # Not by the fast writer: only a transport that has sent a buffer asks for more.
+        # Not by the fast writer: it is the transport that asks for more when it has sent what it was given.
         self._transport.write(chunk)
         self.moved = True
         self.streaming = self._wire.streaming

@@ -6,14 +6,13 @@ import socket
 import time
 from typing import Any
 
-from twisted.internet import tcp, unix
-from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.reactor import MonotonicEPollReactor
+from tests.connections import connected
 
 
 class Ears(Protocol):
@@ -39,21 +38,9 @@ class ReactorTests(SynchronousTestCase):
 
     def connection(self, kind: str = "unix") -> tuple[Ears, socket.socket]:
         """A protocol on a transport of the reactor, and the other end."""
-        if kind == "unix":
-            ours, other = socket.socketpair()
-        else:
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                other = socket.create_connection(server.getsockname())
-                ours, _ = server.accept()
-        self.addCleanup(other.close)
-        ours.setblocking(False)
         ears = Ears()
-        transport: Any
-        if kind == "unix":
-            transport = unix.Server(ours, ears, UNIXAddress(""), None, 1, self.reactor)
-        else:
-            transport = tcp.Server(ours, ears, ("127.0.0.1", 1), None, 1, self.reactor)  # type: ignore[arg-type]  # no port
-        ears.makeConnection(transport)
+        _, other = connected(self.reactor, ears, kind)
+        self.addCleanup(other.close)
         return ears, other
 
     def turn(self) -> None:

@@ -8,8 +8,6 @@ from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import tcp, unix
-from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import MemoryReactor, StringTransport
@@ -18,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from qmq import sends
 from qmq.reactor import MonotonicEPollReactor
 from qmq.sends import fast_writer, hurry
+from tests.connections import connected
 
 
 class Deaf(Protocol):
@@ -46,21 +45,10 @@ class Connections:
     """Of a reactor, each with the peer's socket; `ends` has their protocols."""
 
     def connect(self, kind="tcp"):
-        if kind == "unix":
-            ours, peer = socket.socketpair()
-        else:
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                peer = socket.create_connection(server.getsockname())
-                ours, address = server.accept()
-        self.addCleanup(peer.close)
-        ours.setblocking(False)
-        peer.setblocking(False)
         protocol = Deaf()
-        if kind == "unix":
-            transport = unix.Server(ours, protocol, UNIXAddress(""), None, 1, self.reactor)
-        else:
-            transport = tcp.Server(ours, protocol, address, None, 1, self.reactor)
-        protocol.makeConnection(transport)
+        transport, peer = connected(self.reactor, protocol, kind)
+        self.addCleanup(peer.close)
+        peer.setblocking(False)
         self.ends[transport] = protocol
         return transport, peer
 

@@ -20,6 +20,7 @@ from qmq.log import EventLog, LogFile, to_descriptor
 from qmq.mail import Clock, Octets, Seconds
 from qmq.sockets import sweep
 from qmq.spool.disk import SQLiteSpool
+from qmq.spool.ring import Ring
 from qmq.spool.sqlite import INODES
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
@@ -95,7 +96,7 @@ def open_house(reactor: Any, conf: Conf, main: int = 0) -> House:
             json=conf.general.log_format == "json",
             tai64n=conf.general.log_format == "multilog",
         ),
-        Writers(_WRITERS, call_from_thread=reactor.callFromThread),
+        Writers(_WRITERS, call_from_thread=reactor.callFromThread, ring=Ring(reactor)),
         resolver,
         mx,
         file,

@@ -19,6 +19,7 @@ from qmq.mail import Body, Entry, Octets, Seconds, Token
 from qmq.spool.journal import Block, Fresh, Journal, Tombstone
 from qmq.spool.messages import Messages
 from qmq.spool.query import Query
+from qmq.spool.ring import Piece
 from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.statements import freed, known, still_there
 from qmq.spool.table import Batch, Broken, Counts, Gone, Held, Keep, Opened, Outcome, rows
@@ -44,7 +45,7 @@ class FreshTable:
         self._tag = b""
         self._counts, self._rows = Counts(), Counts()  # of all; of the table's, and its own
         self._fresh = Messages(b"")
-        self._newest: dict[bytes, int] = {}  # the highest number seen of each peer's tokens
+        self._newest: dict[bytes, int] = {}  # the highest number of each peer's tokens that may have rows
         # In the journal alone, until the table has them too or they are forgotten; what was forgotten meanwhile.
         self._tombstones: dict[tuple[bytes, int], bytes] = {}
         self._forgotten: dict[bytes, tuple[int, int]] = {}
@@ -95,7 +96,6 @@ class FreshTable:
         """The entries that went though they were not fresh."""
         for one in block.messages:
             self._fresh.add(one)
-            self._seen(Token(one.peer, one.seq))
         self._tombstones.update(((peer, seq), whose) for peer, seq, whose in block.tombstones)
         return [number for number in block.gone if not self._fresh.remove(number)]
 
@@ -141,6 +141,9 @@ class FreshTable:
 
     def commit(self, batch: Batch) -> Outcome:
         """As Table.commit; what has to be done to rows may stay behind."""
+        # A token that is handed over again meets its row: then the row may not go before.
+        if batch.whole and not self._strange(batch.keeps, ask=True):
+            self._settle_rows(batch)
         append = self._append(batch, ask=True)
         if append is None:
             return self.move(batch)
@@ -193,8 +196,6 @@ class FreshTable:
         fresh = self._fresh
         for one in messages:
             fresh.add(one)
-        for keep in batch.keeps:
-            self._seen(keep.token)
         for number in batch.gone:
             fresh.remove(number)
         behind = self._behind
@@ -242,13 +243,11 @@ class FreshTable:
         # In hand they are, and known, should this turn up though it fails.
         numbers = [entry.number for keep in whole.moved for entry in keep.entries]
         table.hand.update(numbers)
-        for keep in batch.keeps:
+        for keep in (*batch.keeps, *whole.moved):
             self._seen(keep.token)
         try:
-            outcome = table.commit(whole)
-        except Broken as error:
-            # And then the journal of this generation counts no more.
-            self._trouble = str(error)
+            outcome = self._commit(whole)
+        except Broken:
             raise
         except BaseException:
             table.hand.difference_update(numbers)
@@ -261,6 +260,34 @@ class FreshTable:
             journal.drop()
             table.beside = journal.size
         return self.counted(outcome)
+
+    def _commit(self, batch: Batch) -> Outcome:
+        """Of the table. After trouble the journal may not count any more."""
+        try:
+            return self._table.commit(batch)
+        except Broken as error:
+            self._trouble = str(error)
+            raise
+
+    def _settle_rows(self, batch: Batch) -> None:
+        """
+        One transaction of what waited, and what *batch* has to do to rows: it has no more of that then.
+
+        If what is fresh comes to rest it is all move's, and nothing is done here.
+        """
+        behind, fresh = self._behind, self._fresh.by_number
+        whole = Batch()
+        whole.gone = {**behind.gone, **{number: gone for number, gone in batch.gone.items() if number not in fresh}}
+        whole.rewritten = {**behind.rewritten, **batch.rewritten}
+        whole.released = {**behind.released, **batch.released}
+        rests = not fresh.keys().isdisjoint(whole.rewritten) or not fresh.keys().isdisjoint(whole.released)
+        if self._trouble or rests or not whole.settles:
+            return
+        whole.tombstones = batch.tombstones  # the journal has them later than these rows are gone
+        self._commit(whole)
+        self._behind = Batch()
+        batch.gone = {number: gone for number, gone in batch.gone.items() if number in fresh}
+        batch.rewritten, batch.released = {}, {}
 
     def _move_all(self) -> None:
         """So that it can be found."""
@@ -374,6 +401,18 @@ class Append:
             if error.errno not in _FULL:
                 raise Broken(str(error)) from error
             self._outcome, self._moved = self._fresh.move(batch), True
+
+    def piece(self) -> Piece | None:
+        """As Step.piece."""
+        return self._journal.piece(self._octets) if self._block.messages or self._batch.gone else None
+
+    def written(self, octets: int) -> bool:
+        """As Step.written."""
+        if octets != len(self._octets):
+            return False
+        self._journal.written(self._octets)
+        self._outcome = Outcome(Counts(), [], "")
+        return True
 
     def outcome(self) -> Outcome:
         """As Step.outcome."""

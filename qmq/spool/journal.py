@@ -31,6 +31,7 @@ from zlib import crc32
 
 from qmq.mail import Octets, Seconds
 from qmq.spool.bodies import sync_folder
+from qmq.spool.ring import Piece
 
 PAGE: Octets = 4096
 MAGIC = b"qmqJ"
@@ -138,14 +139,14 @@ class Journal:
         self.generation, self.since, self.at, self._sequence = generation, 0, 0, 0
 
     def made(self, block: Block) -> bytes:
-        """The next block's octets but for its front, for write; none if there is no room for it."""
+        """The next block's octets, for write; none if there is no room for it."""
         pieces = pack(block)
         length = sum(map(len, pieces))
-        whole = FRONT.size + HEAD.size + length
-        padding = -whole % PAGE
-        if self.at + whole + padding > self._limit:
+        padding = -(FRONT.size + HEAD.size + length) % PAGE
+        if self.at + FRONT.size + HEAD.size + length + padding > self._limit:
             return b""
-        return b"".join((HEAD.pack(self.generation, block.since, self._sequence, length), *pieces, bytes(padding)))
+        octets = b"".join((HEAD.pack(self.generation, block.since, self._sequence, length), *pieces))
+        return b"".join((FRONT.pack(MAGIC, crc32(octets, self.secret)), octets, bytes(padding)))
 
     def write(self, octets: bytes) -> None:
         """
@@ -153,20 +154,28 @@ class Journal:
 
         Raises OSError, and then it is not there, as far as the disk lets us say so.
         """
-        _, since, _, length = HEAD.unpack_from(octets)
-        crc = crc32(memoryview(octets)[: HEAD.size + length], self.secret)
         turn = self.generation & 1
         if self._fds[turn] < 0:
             self._open(turn)
         try:
-            self._write(self._fds[turn], (FRONT.pack(MAGIC, crc), octets))
+            self._write(self._fds[turn], octets)
         except BaseException:
             # It may be complete without having been synced, and whoever reads it next would believe it.
             with suppress(OSError):
-                write(self._fds[turn], (bytes(PAGE),), self.at)
+                write(self._fds[turn], bytes(PAGE), self.at)
             raise
-        self.at += FRONT.size + len(octets)
-        self.since = since
+        self.written(octets)
+
+    def piece(self, octets: bytes) -> Piece | None:
+        """What write would have written, if it had nothing else to do."""
+        fd = self._fds[self.generation & 1]
+        return None if fd < 0 else (fd, octets, self.at)
+
+    def written(self, octets: bytes) -> None:
+        """What made gave is durable."""
+        turn = self.generation & 1
+        _, self.since, _, _ = HEAD.unpack_from(octets, FRONT.size)
+        self.at += len(octets)
         self._sequence += 1
         self._sizes[turn] = max(self._sizes[turn], self.at)
 
@@ -180,13 +189,10 @@ class Journal:
             raise
         self._fds[turn] = fd
 
-    def _write(self, fd: int, pieces: tuple[bytes, bytes]) -> None:
-        written = write(fd, pieces, self.at)
-        if written < sum(map(len, pieces)):
-            left = b"".join(pieces)[written:]
-            while left:
-                done = write(fd, (left,), self.at + written)
-                left, written = left[done:], written + done
+    def _write(self, fd: int, octets: bytes) -> None:
+        written = write(fd, octets, self.at)
+        while written < len(octets):
+            written += write(fd, octets[written:], self.at + written)
 
     def read(self, since: int) -> tuple[list[Block], list[str]]:
         """
@@ -234,9 +240,9 @@ class Journal:
         self.begin(self.generation + 1)
 
 
-def write(fd: int, pieces: Sequence[bytes], at: int) -> int:
+def write(fd: int, octets: bytes, at: Octets) -> int:
     """Write there; how many octets were written. The tests' disk fails here."""
-    return os.pwritev(fd, pieces, at)
+    return os.pwrite(fd, octets, at)
 
 
 class _Cut:

@@ -16,6 +16,7 @@ from qmq.interfaces import SpoolTrouble
 from qmq.mail import Address, Body, Entry, Envelope, FileBody, Message, Octets, Seconds, Token
 from qmq.spool.query import Query
 from qmq.spool.record import pack, unpack
+from qmq.spool.ring import Piece
 
 NONE = 1 << 62  # lowest, oldest: of an empty store
 
@@ -161,8 +162,14 @@ class Step(Protocol):
     def write(self) -> None:
         """In a writer's thread: wait for the disk; raises as Table.commit."""
 
+    def piece(self) -> Piece | None:
+        """What write would have written, if all it had to do but look at the room was to write one piece."""
+
+    def written(self, octets: int) -> bool:
+        """Of the piece so many octets were written, and are durable; False: that is not all, and it is write's."""
+
     def outcome(self) -> Outcome:
-        """Back in the reactor's thread, when write has returned: what Table.commit would have said."""
+        """Back in the reactor's thread, when all is written: what Table.commit would have said."""
 
 
 class Table(Protocol):

@@ -1,5 +1,5 @@
 """
-Threads that write for all the stores of a process.
+What writes for all the stores of a process: threads, and the kernel for what no thread has to wait for.
 
 A store has at most one job in them at a time, so that each store's jobs run in
 order though the threads are shared. Stores on a device of its own may have
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
 from twisted.python.failure import Failure
+
+from qmq.spool.ring import Done, Piece, Ring
 
 T = TypeVar("T")
 Call = Callable[..., Any]
@@ -26,10 +29,13 @@ class Writers:
     *threads* threads at most, started when first needed.
 
     *call_from_thread* is the reactor's. *in_thread* replaces the threads: tests
-    give a plain call for both, and everything happens at once.
+    give a plain call for both, and everything happens at once. With a *ring* the
+    kernel writes in the place of a thread what `write` is given.
     """
 
-    def __init__(self, threads: int = 3, *, call_from_thread: Call, in_thread: Call | None = None) -> None:
+    def __init__(
+        self, threads: int = 3, *, call_from_thread: Call, in_thread: Call | None = None, ring: Ring | None = None
+    ) -> None:
         self._call_from_thread = call_from_thread
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[Thread] = []
@@ -37,6 +43,7 @@ class Writers:
         self._busy = 0
         self._waiting: deque[Callable[[], None]] = deque()
         self._in_thread = in_thread
+        self._ring = ring
 
     def run(self, job: Callable[[], T], done: Callable[[T | Failure], None]) -> None:
         """Run *job* in a thread, then *done* with what it gave, or with its Failure, in the reactor's."""
@@ -50,9 +57,23 @@ class Writers:
             thread.start()
         self._jobs.put((job, done))
 
+    def write(self, piece: Piece, done: Done) -> bool:
+        """
+        Have the kernel write *piece*, and no thread wait for it; then as Ring.write.
+
+        False: that is not to be had, and nothing has begun.
+        """
+        if self._ring is None:
+            return False
+        self._busy += 1
+        if self._ring.write(piece, partial(self._finish, done)):
+            return True
+        self._busy -= 1
+        return False
+
     def turn(self, begin: Callable[[], None]) -> None:
         """
-        Call *begin*, which may `run` a job, when a thread is free for it; at once if one is.
+        Call *begin*, which may `run` a job or `write`, when a thread is free for it; at once if one is.
 
         Where many stores write at once, more gathers for each until its turn comes.
         """
@@ -68,6 +89,8 @@ class Writers:
         for thread in self._threads:
             thread.join()
         self._threads = []
+        if self._ring is not None:
+            self._ring.close()
 
     def _serve(self) -> None:
         # A SimpleQueue and no ThreadPool: a commit is handed over in one step,

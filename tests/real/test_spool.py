@@ -16,6 +16,7 @@ from qmq.interfaces import SpoolTrouble
 from qmq.mail import Address, Envelope, FileBody, MemoryBody, Message, Token
 from qmq.spool import journal
 from qmq.spool.disk import SQLiteSpool
+from qmq.spool.ring import Ring
 from qmq.spool.writer import Writers
 from tests.spool.faults import FaultyVFS
 
@@ -29,10 +30,11 @@ import sys
 from twisted.internet import reactor
 from qmq.mail import Address, Envelope, MemoryBody, Message, Token
 from qmq.spool.disk import SQLiteSpool
+from qmq.spool.ring import Ring
 from qmq.spool.writer import Writers
 
 ANN = Address(b"ann", b"example.org")
-writers = Writers(2, call_from_thread=reactor.callFromThread)
+writers = Writers(2, call_from_thread=reactor.callFromThread, ring=Ring(reactor))
 spool = SQLiteSpool(sys.argv[1], clock=reactor, writers=writers, inline=4096, patience=float(sys.argv[2]))
 
 def say(word, seq):
@@ -69,6 +71,13 @@ reactor.run()
 
 @pytest.fixture
 def writers():
+    made = Writers(2, call_from_thread=reactor.callFromThread, ring=Ring(reactor))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def threads():
     made = Writers(2, call_from_thread=reactor.callFromThread)
     yield made
     made.stop()
@@ -195,18 +204,18 @@ async def test_second_opener(tmp_path, writers, child):
     await spool.stop()
 
 
-async def test_io_error(tmp_path, writers, monkeypatch):
+async def test_io_error(tmp_path, threads, monkeypatch):
     """While the disk fails nothing is acknowledged, and at once; afterwards everything goes on, nothing is lost."""
     vfs = FaultyVFS("faulty-real")
     write = journal.write
 
-    def failing(fd, pieces, at):
+    def failing(fd, octets, at):
         if vfs.sync:
             raise OSError(5, "Input/output error")
-        return write(fd, pieces, at)
+        return write(fd, octets, at)
 
     monkeypatch.setattr(journal, "write", failing)
-    spool = SQLiteSpool(str(tmp_path / "queue"), clock=reactor, writers=writers, vfs=vfs.name, reserve=0)
+    spool = SQLiteSpool(str(tmp_path / "queue"), clock=reactor, writers=threads, vfs=vfs.name, reserve=0)
     await spool.start()
     kept, refused = set(), 0
     for i in range(300):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from qmq.mail import Address, Entry, Envelope, MemoryBody, Message, Reply, Token
+from qmq.spool import journal
+from qmq.spool.ring import Done, Piece
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
 
@@ -42,6 +45,38 @@ def without(entry: Entry, *gone: Address) -> Entry:
     return entry
 
 
+class Kernel:
+    """
+    In the place of a Ring: all is written at once, with the troubles that a test makes for journal.write.
+
+    *written* counts its writes, and *wrote* is called for each. The next *lose* of them are not done; of a *lossy* one one in three is not.
+    """
+
+    def __init__(self, wrote: Callable[[], None] = lambda: None, *, lossy: bool = False) -> None:
+        self.written = self.lose = 0
+        self._wrote = wrote
+        self._lossy = lossy
+
+    def write(self, piece: Piece, done: Done) -> bool:
+        self.written += 1
+        self._wrote()
+        if self._lossy and self.written % 3 == 0:
+            self.lose = 1
+        if self.lose:
+            self.lose -= 1
+            done(-errno.ECANCELED)
+            return True
+        try:
+            count = journal.write(*piece)
+        except OSError as error:
+            count = -(error.errno or errno.EIO)
+        done(count)
+        return True
+
+    def close(self) -> None:
+        """There is nothing."""
+
+
 class House:
     """Mixed into a SynchronousTestCase by each provider, with the five methods below."""
 
@@ -68,9 +103,13 @@ class House:
     def setUp(self) -> None:
         self.clock = Clock()
         self.jobs = 0
-        self.writers = Writers(call_from_thread=lambda f, *a: f(*a), in_thread=self._job)
+        self.writers = Writers(call_from_thread=lambda f, *a: f(*a), in_thread=self._job, ring=self.ring())
         self.folder = self.mktemp()
         os.makedirs(self.folder)
+
+    def ring(self) -> Any:
+        """What writes without a thread, if anything does."""
+        return None
 
     def _job(self, call: Any, *arguments: Any) -> None:
         self.jobs += 1
@@ -93,6 +132,8 @@ class House:
         """The result, after the loop has turned."""
         for _ in range(5):
             self.clock.advance(0)
+        if not deferred.called:
+            self.clock.advance(0.002)  # it waited for company
         return self.successResultOf(deferred)
 
     def settled(self, store: Store, *entries: Entry) -> None:

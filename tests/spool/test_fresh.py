@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
 from typing import Any
 
 import apsw
@@ -15,7 +14,7 @@ from qmq.interfaces import SpoolTrouble
 from qmq.mail import MemoryBody, Token
 from qmq.spool import fresh, journal, sqlite
 from tests.spool import test_sqlite
-from tests.spool.house import ANN, BOB, CYD, LATER, ORG, message, without
+from tests.spool.house import ANN, BOB, CYD, EPOCH, LATER, ORG, Kernel, message, without
 
 
 class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
@@ -37,16 +36,16 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         if event.get("log_level") is LogLevel.critical and "alarm" in event:
             self.alarms.append(event["alarm"])
 
-    def write(self, fd: int, pieces: Sequence[bytes], at: int) -> int:
+    def write(self, fd: int, octets: bytes, at: int) -> int:
         vfs, rows_alone = self.vfs, self.rows_alone
         if self.broken or (not rows_alone and (vfs.sync or vfs.write or vfs.read_only)):
             raise OSError(errno.EIO, "Input/output error")
         if vfs.full and not rows_alone:
             raise OSError(errno.ENOSPC, "No space left on device")
         if self.tears and at == 0 and os.fstat(fd).st_size:
-            self.tear(fd, b"".join(pieces))
+            self.tear(fd, octets)
         vfs.syncs += 1
-        return self.real(fd, pieces, at)
+        return self.real(fd, octets, at)
 
     def tear(self, fd: int, octets: bytes) -> None:
         """The disk of a power cut that had written these octets from the second page on, or the first page alone."""
@@ -70,6 +69,11 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
 
     def rows(self) -> Any:
         return self.store._table._table
+
+    def row_count(self) -> int:
+        """How many there are in the open store's table."""
+        ((count,),) = self.rows().ask(lambda connection: list(connection.execute("SELECT count(*) FROM message")))
+        return int(count)
 
     def seqs(self, store: Any) -> list[int]:
         """The numbers of the tokens of all that is there."""
@@ -99,6 +103,49 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.assertEqual((store.messages, self.rewritten()), (0, False))
         self.assertEqual(self.vfs.syncs, 40)
         self.assertEqual(self.seqs(self.crashed(store)), [])
+
+    def test_rows_settled(self) -> None:
+        """What goes of the rows does not make rows of what is fresh; after a crash both are as they were."""
+        store = self.opened()
+        self.waiting(store, EPOCH, token=Token(b"peer", 1))
+        (old,) = self.claimed(store)
+        self.kept(store, ANN, token=Token(b"peer", 2))
+        self.assertEqual(self.row_count(), 1)
+        self.settled(store, without(old, ANN))
+
+        self.assertEqual((store.messages, self.row_count()), (1, 0))
+        again = self.crashed(store)
+        self.assertEqual(self.seqs(again), [2])
+        for seq in (1, 2):  # that the one was delivered is known as well
+            self.assertEqual(len(self.kept(again, ANN, token=Token(b"peer", seq))), 0)
+
+    def test_rows_settled_again(self) -> None:
+        """A token that is handed over again while its row goes is known, though somebody looks at the same time."""
+        store = self.opened()
+        self.waiting(store, EPOCH, token=Token(b"peer", 1))
+        (old,) = self.claimed(store)
+        store.settle(without(old, ANN))
+        again = store.keep(message(Token(b"peer", 1), ANN), [ORG], 0)
+        found = self.now(store.find({}, 0, 9))
+
+        self.assertEqual((len(self.successResultOf(again)), len(found)), (0, 0))
+
+    def test_rows_not_settled(self) -> None:
+        """What could not be done to rows is done later; what is fresh is not touched by that."""
+        store = self.opened()
+        self.waiting(store, EPOCH, token=Token(b"peer", 1))
+        (old,) = self.claimed(store)
+        self.kept(store, ANN, token=Token(b"peer", 2))
+        self.rows_alone = self.vfs.full = True
+        self.settled(store, without(old, ANN))
+        self.kept(store, ANN, token=Token(b"peer", 3))
+        self.assertEqual(store.messages, 3)
+        self.vfs.full = False
+        self.clock.pump([1, 1, 1])
+
+        self.assertEqual((store.messages, self.row_count()), (2, 0))
+        self.assertEqual(self.seqs(self.crashed(store)), [2, 3])
+        self.flushLoggedErrors(SpoolTrouble)
 
     def test_torn(self) -> None:
         """Whatever a power cut makes of the block that was being written, what was acknowledged before is there."""
@@ -501,3 +548,56 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
 
         self.assertEqual(self.seqs(self.crashed(store)), [])
         self.assertIn("DAMAGED", self.alarms[0])
+
+
+class RingSpoolTests(FreshSpoolTests):
+    """The same, what the journal gets being written by the kernel, as far as it can be."""
+
+    def ring(self) -> Kernel:
+        self.kernel = Kernel(self.wrote)
+        return self.kernel
+
+    def wrote(self) -> None:
+        self.jobs += 1
+
+    def fill(self, full: bool) -> None:
+        super().fill(full)
+        self.clock.advance(0.06)  # so long nobody may have looked
+
+    def test_without_a_thread(self) -> None:
+        """No thread is asked for what is kept, and what went, but for a look at the room now and then."""
+        store = self.opened()
+        (entry,) = self.kept(store, ANN)
+        jobs, written = self.jobs, self.kernel.written
+        for _ in range(20):
+            store.settle(without(entry, ANN))
+            (entry,) = self.kept(store, ANN)
+
+        self.assertEqual((self.jobs, self.kernel.written), (jobs + 20, written + 20))
+        self.assertEqual(len(self.claimed(self.crashed(store))), 1)
+
+    def test_lost_write(self) -> None:
+        """What the kernel did not write a thread writes."""
+        store = self.opened()
+        self.kept(store, ANN)
+        jobs = self.jobs
+        self.kernel.lose = 1
+        (entry,) = self.kept(store, BOB)
+
+        self.assertEqual(self.jobs, jobs + 2)
+        self.assertEqual(store.messages, 2)
+        self.assertEqual(len(self.claimed(self.crashed(store))), 2)
+        self.settled(store, without(entry, BOB))
+
+    def test_look(self) -> None:
+        """That the disk has filled up is seen soon, though nobody looks each time."""
+        store = self.opened()
+        self.kept(store, ANN)
+        super().fill(True)
+        self.kept(store, BOB)
+        self.clock.advance(0.06)
+        kept = store.keep(message(store.next_token(), CYD), [ORG], 0)
+        self.clock.advance(0)
+
+        self.failureResultOf(kept, SpoolTrouble)
+        self.assertIn("reserve", store.full)

@@ -194,9 +194,9 @@ class JournalTests(SynchronousTestCase):
         append(journal, simple(1))
         real, calls = module.write, []
 
-        def failing(fd: int, pieces: Any, at: int) -> int:
+        def failing(fd: int, octets: bytes, at: int) -> int:
             calls.append(at)
-            done = real(fd, pieces, at)
+            done = real(fd, octets, at)
             if len(calls) == 1:
                 raise OSError(5, "Input/output error")
             return done
@@ -210,7 +210,7 @@ class JournalTests(SynchronousTestCase):
     def test_piecewise(self) -> None:
         """A disk that takes a block in pieces has it whole at last."""
         real = module.write
-        self.patch(module, "write", lambda fd, pieces, at: real(fd, [b"".join(pieces)[:1000]], at))
+        self.patch(module, "write", lambda fd, octets, at: real(fd, octets[:1000], at))
         self.assertTrue(append(self.journal(), simple(1, 5000)))
 
         self.assertEqual(self.numbers(), ([1], 0))

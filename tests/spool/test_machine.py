@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -23,12 +22,16 @@ from qmq.spool.memory import Memory, MemorySpool
 from qmq.spool.table import NONE
 from qmq.spool.writer import Writers
 from tests.spool.faults import FaultyVFS
-from tests.spool.house import without
+from tests.spool.house import Kernel, without
 
 PEOPLE = [Address(bytes([65 + i]), b"site%d" % (i % 3)) for i in range(6)]
 LATER = Reply(451, "4.4.1", "later")
 people = st.lists(st.sampled_from(PEOPLE), min_size=1, max_size=4, unique=True)
-now = Writers(call_from_thread=lambda f, *a: f(*a), in_thread=lambda f, *a: f(*a))
+
+
+def at_once(ring: Any = None) -> Writers:
+    """Without threads."""
+    return Writers(call_from_thread=lambda f, *a: f(*a), in_thread=lambda f, *a: f(*a), ring=ring)
 
 
 class SpoolMachine(RuleBasedStateMachine):
@@ -272,6 +275,7 @@ class SQLiteMachine(SpoolMachine):
     journal = 0
     inline = 1
     vfs: str | None = None
+    writers = at_once()
 
     def make(self) -> Any:
         if not hasattr(self, "root"):
@@ -279,7 +283,7 @@ class SQLiteMachine(SpoolMachine):
             self.starts = 0
         return SQLiteSpool(
             os.path.join(self.root, str(self.starts)),
-            clock=self.clock, wall=self.wall, writers=now, reserve=0, inodes=0, inline=self.inline, idle=2,
+            clock=self.clock, wall=self.wall, writers=self.writers, reserve=0, inodes=0, inline=self.inline, idle=2,
             journal=self.journal, vfs=self.vfs,
         )  # fmt: skip
 
@@ -314,19 +318,18 @@ class FreshMachine(SQLiteMachine):
             self.real, self.short, journal.write, fresh.SHORT = journal.write, fresh.SHORT, self.write, 20000
         return super().make()
 
-    def write(self, fd: int, pieces: Sequence[bytes], at: int) -> int:
+    def write(self, fd: int, octets: bytes, at: int) -> int:
         """As journal.write, on a disk with that trouble."""
         if self.trouble == "full":
             raise OSError(errno.ENOSPC, "No space left on device")
         if self.trouble == "torn":
-            octets = b"".join(pieces)
             for i in range(0, len(octets), 512):
                 if self.sectors >> i // 512 % 64 & 1:
-                    self.real(fd, [octets[i : i + 512]], at + i)
+                    self.real(fd, octets[i : i + 512], at + i)
             self.trouble = "journal"
         if self.trouble in {"journal", "both"}:
             raise OSError(errno.EIO, "Input/output error")
-        return self.real(fd, pieces, at)
+        return self.real(fd, octets, at)
 
     def trouble_is(self, what: str) -> None:
         """From now on; none: the disk is mended."""
@@ -405,6 +408,12 @@ class FreshMachine(SQLiteMachine):
                 self.faults.unregister()
 
 
+class RingMachine(FreshMachine):
+    """The kernel writes, or one time in three does not."""
+
+    writers = at_once(Kernel(lossy=True))
+
+
 MEMORY = settings(max_examples=60, stateful_step_count=40, deadline=None)
 DISK = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TestMemoryMachine = MemoryMachine.TestCase
@@ -413,3 +422,5 @@ TestSQLiteMachine = SQLiteMachine.TestCase
 TestSQLiteMachine.settings = DISK
 TestFreshMachine = FreshMachine.TestCase
 TestFreshMachine.settings = DISK
+TestRingMachine = RingMachine.TestCase
+TestRingMachine.settings = DISK

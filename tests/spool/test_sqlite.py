@@ -391,6 +391,7 @@ class SQLiteSpoolTests(SpoolConformance, SynchronousTestCase):
         """The folder has vanished, and the store has found out; where it is."""
         elsewhere = f"{self.path}-elsewhere"
         os.rename(self.path, elsewhere)
+        self.clock.advance(0.06)  # so long nobody may have looked
         kept = store.keep(message(store.next_token(), BOB), [ORG], 0)
         self.clock.advance(0)
         self.failureResultOf(kept, SpoolTrouble)

@@ -78,6 +78,10 @@ class FreshTable:
         gone = [number for block in blocks for number in self._replay(block)]
         first.gone = self._table.ask(lambda connection: still_there(connection, gone)) if gone else {}
         opened.alarms += wrong
+        for peer, seq, whose in opened.tombstones:
+            # They only grow: one that tells of more recipients is the later one.
+            if len(whose) > len(self._tombstones.get((peer, seq), whose)):
+                self._tombstones[peer, seq] = whose
         opened.tombstones = [*opened.tombstones, *self._buried()]
         if (epoch := (journal.generation >> 32) + 1) > opened.epoch:
             # The table was restored from a copy of earlier; its numbers must not be given out twice.
@@ -379,6 +383,7 @@ class Append:
         self._octets = journal.made(block)
         self._outcome: Outcome | None = None
         self._moved = False
+        self._doubtful = False  # some of it may be in the file
 
     @property
     def fits(self) -> bool:
@@ -388,12 +393,14 @@ class Append:
     def write(self) -> None:
         """As Step.write. With a full disk nothing is kept, and what went is told to the table."""
         batch, block, journal = self._batch, self._block, self._journal
+        if self._doubtful:
+            journal.void()  # nothing of it may be written now
         self._table.beside = journal.size
         self._outcome = outcome = self._table.commit(_NOTHING)
         if outcome.full and batch.keeps:
             outcome.refused, block.messages = SpoolTrouble(outcome.full), ()
             self._octets = journal.made(block)
-        if not (block.messages or batch.gone):
+        if not (block.messages or batch.gone or batch.tombstones):
             return
         try:
             journal.write(self._octets)
@@ -404,11 +411,13 @@ class Append:
 
     def piece(self) -> Piece | None:
         """As Step.piece."""
-        return self._journal.piece(self._octets) if self._block.messages or self._batch.gone else None
+        batch = self._batch
+        return self._journal.piece(self._octets) if batch.keeps or batch.gone or batch.tombstones else None
 
     def written(self, octets: int) -> bool:
         """As Step.written."""
         if octets != len(self._octets):
+            self._doubtful = True
             return False
         self._journal.written(self._octets)
         self._outcome = Outcome(Counts(), [], "")

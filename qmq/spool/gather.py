@@ -74,7 +74,8 @@ class Gathering:
         self._soon = False  # and that is in this turn of the loop, or when a writer is free
         self._retrying: IDelayedCall | None = None
         self._broken = False
-        self._full, self._asked_at = "", 0.0
+        self._full = ""  # as the last look at the room said
+        self._asked_at = self._looked_at = 0.0  # when a look was asked for, or made
         self._used: Seconds | None = None  # when there was something to do last; None: the table rests
         self._idler: IDelayedCall | None = None
         self._stopped: Deferred[None] | None = None
@@ -86,6 +87,7 @@ class Gathering:
         self.batch, self._settle_at = Batch(), None
         self.refusal, self._stopped, self._broken, self._working = None, None, False, False
         self._full, self._asked_at = full, self._clock.seconds()
+        self._looked_at = self._asked_at
 
     @property
     def closed(self) -> bool:
@@ -201,7 +203,7 @@ class Gathering:
                 self._failed(batch, result)
             else:
                 if looked:
-                    self._asked_at = self._clock.seconds()
+                    self._asked_at = self._looked_at = self._clock.seconds()
                 outcome = result if isinstance(result, Outcome) else result.outcome()
                 self._done(batch, outcome)
                 if outcome.behind:
@@ -218,7 +220,7 @@ class Gathering:
 
         self._working = True
         # Who writes without a thread does not look how much room is left.
-        piece = step.piece() if step is not None and now - self._asked_at < _UNSEEN else None
+        piece = step.piece() if step is not None and now - self._looked_at < _UNSEEN else None
         if piece is None or not self._writers.write(piece, written):
             self._writers.run(work, worked)
 

@@ -160,9 +160,7 @@ class Journal:
         try:
             self._write(self._fds[turn], octets)
         except BaseException:
-            # It may be complete without having been synced, and whoever reads it next would believe it.
-            with suppress(OSError):
-                write(self._fds[turn], bytes(PAGE), self.at)
+            self.void()
             raise
         self.written(octets)
 
@@ -170,6 +168,11 @@ class Journal:
         """What write would have written, if it had nothing else to do."""
         fd = self._fds[self.generation & 1]
         return None if fd < 0 else (fd, octets, self.at)
+
+    def void(self) -> None:
+        """What was to be written may be complete without having been synced: nobody who reads it shall believe it."""
+        with suppress(OSError):
+            write(self._fds[self.generation & 1], bytes(PAGE), self.at)
 
     def written(self, octets: bytes) -> None:
         """What made gave is durable."""

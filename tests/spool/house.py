@@ -49,13 +49,16 @@ class Kernel:
     """
     In the place of a Ring: all is written at once, with the troubles that a test makes for journal.write.
 
-    *written* counts its writes, and *wrote* is called for each. The next *lose* of them are not done; of a *lossy* one one in three is not.
+    *written* counts its writes, and *wrote* is called for each. The next *lose* of them are
+    not done; of a *lossy* one one in three is not. What is lost came to the file all the same
+    if it is not *torn*.
     """
 
     def __init__(self, wrote: Callable[[], None] = lambda: None, *, lossy: bool = False) -> None:
         self.written = self.lose = 0
         self._wrote = wrote
         self._lossy = lossy
+        self.torn = True
 
     def write(self, piece: Piece, done: Done) -> bool:
         self.written += 1
@@ -64,6 +67,8 @@ class Kernel:
             self.lose = 1
         if self.lose:
             self.lose -= 1
+            if not self.torn:
+                journal.write(*piece)
             done(-errno.ECANCELED)
             return True
         try:

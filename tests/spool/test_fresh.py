@@ -11,7 +11,7 @@ import apsw
 from twisted.logger import LogLevel, globalLogPublisher
 
 from qmq.interfaces import SpoolTrouble
-from qmq.mail import MemoryBody, Token
+from qmq.mail import Address, MemoryBody, Token
 from qmq.spool import fresh, journal, sqlite
 from tests.spool import test_sqlite
 from tests.spool.house import ANN, BOB, CYD, EPOCH, LATER, ORG, Kernel, message, without
@@ -129,6 +129,27 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         found = self.now(store.find({}, 0, 9))
 
         self.assertEqual((len(self.successResultOf(again)), len(found)), (0, 0))
+
+    def test_rows_settled_in_parts(self) -> None:
+        """Of a message to many, what the table and the journal remember in turn is known after a crash at any point."""
+        store, token = self.opened(), Token(b"peer", 1)
+        names = [Address(b"x", b"%d.example" % i) for i in range(4)]
+        entries = self.kept(store, *names, token=token)
+        self.now(store.find({}, 0, 9))  # makes rows of them
+        crashes = []
+        for seq, (entry, name) in enumerate(zip(entries[:3], names, strict=False), 2):
+            store.settle(without(entry, name))
+            if seq == 3:
+                self.clock.advance(0.1)
+            else:
+                self.kept(store, ANN, token=Token(b"peer", seq))
+            crashes.append((shutil.copytree(self.path, f"{self.path}-{seq}"), names[: seq - 1]))
+        for path, gone in crashes:
+            self.path = path
+            again = self.opened()
+            found = [one for entry in self.kept(again, *gone, token=token) for one in entry.message.envelope.recipients]
+            self.assertEqual(found, [])
+            self.successResultOf(again.stop())
 
     def test_rows_not_settled(self) -> None:
         """What could not be done to rows is done later; what is fresh is not touched by that."""
@@ -588,6 +609,34 @@ class RingSpoolTests(FreshSpoolTests):
         self.assertEqual(store.messages, 2)
         self.assertEqual(len(self.claimed(self.crashed(store))), 2)
         self.settled(store, without(entry, BOB))
+
+    def test_refused_after_all(self) -> None:
+        """What came to the file and was not synced, and is refused then for want of room, is not found there."""
+        store = self.opened()
+        self.kept(store, ANN, token=Token(b"peer", 1))
+        super().fill(True)
+        self.kernel.lose, self.kernel.torn = 1, False
+        kept = store.keep(message(Token(b"peer", 2), BOB), [ORG], 0)
+        self.clock.advance(0)
+
+        self.failureResultOf(kept, SpoolTrouble)
+        self.assertEqual(self.seqs(self.crashed(store)), [1])
+
+    def test_asked_and_not_looked(self) -> None:
+        """Who asks each second whether there is room does not keep anybody from looking."""
+        store = self.opened()
+        self.kept(store, ANN)
+        super().fill(True)
+        kept = 0
+        for _ in range(9):
+            self.clock.advance(1)
+            if store.full:
+                break
+            store.keep(message(store.next_token(), BOB), [ORG], 0).addBoth(lambda _: None)
+            kept += 1
+            self.clock.advance(0)
+
+        self.assertLess(kept, 3)
 
     def test_look(self) -> None:
         """That the disk has filled up is seen soon, though nobody looks each time."""

@@ -20,7 +20,7 @@ from qmq.log import EventLog, LogFile, to_descriptor
 from qmq.mail import Clock, Octets, Seconds
 from qmq.sockets import sweep
 from qmq.spool.disk import SQLiteSpool
-from qmq.spool.ring import Ring
+from qmq.spool.ring import Ring, suits
 from qmq.spool.sqlite import INODES
 from qmq.spool.store import Store
 from qmq.spool.writer import Writers
@@ -86,6 +86,7 @@ def open_house(reactor: Any, conf: Conf, main: int = 0) -> House:
     resolver = Resolver(reactor, servers=conf.general.nameservers or None)
     own = OwnAddresses(reactor, lambda: house.conf)
     mx = MX(resolver, own=own, own_names=[conf.general.me], random=random.SystemRandom())
+    ring = Ring(reactor) if suits(_device(conf.general.spool)) else None
     house = House(
         reactor,
         conf,
@@ -96,7 +97,7 @@ def open_house(reactor: Any, conf: Conf, main: int = 0) -> House:
             json=conf.general.log_format == "json",
             tai64n=conf.general.log_format == "multilog",
         ),
-        Writers(_WRITERS, call_from_thread=reactor.callFromThread, ring=Ring(reactor)),
+        Writers(_WRITERS, call_from_thread=reactor.callFromThread, ring=ring),
         resolver,
         mx,
         file,

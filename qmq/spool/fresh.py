@@ -11,6 +11,7 @@ So what was acknowledged is in one of the two at any time.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -383,7 +384,7 @@ class Append:
         self._octets = journal.made(block)
         self._outcome: Outcome | None = None
         self._moved = False
-        self._doubtful = False  # some of it may be in the file
+        self._failed: OSError | None = None  # to write its piece; some of it may be in the file
 
     @property
     def fits(self) -> bool:
@@ -393,8 +394,10 @@ class Append:
     def write(self) -> None:
         """As Step.write. With a full disk nothing is kept, and what went is told to the table."""
         batch, block, journal = self._batch, self._block, self._journal
-        if self._doubtful:
-            journal.void()  # nothing of it may be written now
+        if self._failed is not None:
+            journal.void()
+            if self._failed.errno == errno.EIO:
+                raise Broken(str(self._failed))
         self._table.beside = journal.size
         self._outcome = outcome = self._table.commit(_NOTHING)
         if outcome.full and batch.keeps:
@@ -417,7 +420,7 @@ class Append:
     def written(self, octets: int) -> bool:
         """As Step.written."""
         if octets != len(self._octets):
-            self._doubtful = True
+            self._failed = OSError(-min(octets, 0), os.strerror(-min(octets, 0)))
             return False
         self._journal.written(self._octets)
         self._outcome = Outcome(Counts(), [], "")

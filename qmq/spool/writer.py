@@ -83,7 +83,11 @@ class Writers:
             self._waiting.append(begin)
 
     def stop(self) -> None:
-        """End the threads after what they are at; blocks until then. A later run starts them anew."""
+        """
+        End the threads after what they are at; blocks until then. A later run starts them anew.
+
+        What the kernel is at is done, but nobody hears of it.
+        """
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

@@ -11,6 +11,7 @@ from zope.interface.verify import verifyObject
 
 from qmq.interfaces import ISpool, SpoolTrouble
 from qmq.mail import Address, Entry, Envelope, FileBody, MemoryBody, Origin, Token
+from qmq.spool.store import Store
 from qmq.spool.table import NONE
 from tests.spool.house import ANN, BOB, COM, CYD, LATER, NEVER, ORG, SENDER, TEXT, message, without
 from tests.spool.looking import LookingConformance
@@ -360,6 +361,52 @@ class SpoolConformance(LookingConformance):
         self.assertEqual(list(self.kept(store, ANN, token=Token(b"loud", 19))), [])
 
     # To settle.
+
+    def came(self, store: Store, some: int) -> list[Any]:
+        """So many messages, which nobody has waited for yet."""
+        return [store.keep(message(store.next_token(), ANN), [ORG], 0) for _ in range(some)]
+
+    def test_company(self) -> None:
+        """A few soon after many wait a moment, and what comes meanwhile is written with them."""
+        store = self.opened()
+        self.came(store, 8)
+        self.clock.advance(0)
+        jobs, kept = self.jobs, self.came(store, 2)
+        self.clock.advance(0.001)
+        self.assertNoResult(kept[0])
+        kept += self.came(store, 2)
+        self.clock.advance(0.001)
+
+        self.assertEqual([len(self.successResultOf(one)) for one in kept], [1, 1, 1, 1])
+        self.assertEqual(self.jobs, jobs + 1)
+        kept = self.came(store, 2)
+        self.clock.advance(0)
+        self.assertEqual(len(self.successResultOf(kept[0])), 1, "half as many do not wait")
+
+    def test_company_of_none(self) -> None:
+        """Nobody waits long after many, or for whom somebody looks, or when the store stops."""
+        store = self.opened()
+        self.came(store, 8)
+        self.clock.pump([0, 0.1])
+        (kept,) = self.came(store, 1)
+        self.clock.advance(0)
+        self.assertEqual(len(self.successResultOf(kept)), 1)
+
+        self.came(store, 8)
+        self.clock.advance(0)
+        (kept,) = self.came(store, 1)
+        found = store.find({}, 0, 99)
+        self.clock.advance(0)
+        self.assertEqual(len(self.successResultOf(found)), 18)
+
+        self.came(store, 8)
+        self.clock.advance(0)
+        (kept,) = self.came(store, 1)
+        self.clock.advance(0)
+        self.assertNoResult(kept)
+        self.successResultOf(store.stop())
+        self.assertEqual(len(self.successResultOf(kept)), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_settle_together(self) -> None:
         """Settles ride with the next messages, and do not wait for ever if none comes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -49,33 +49,27 @@ class Kernel:
     """
     In the place of a Ring: all is written at once, with the troubles that a test makes for journal.write.
 
-    *written* counts its writes, and *wrote* is called for each. The next *lose* of them are
-    not done; of a *lossy* one one in three is not. What is lost came to the file all the same
-    if it is not *torn*.
+    *wrote* is called for each write. *troubles* says what becomes of the next one, and so on: "" done, "lost" not
+    written, "short" written by half, "unsynced" written, and then the disk failed.
     """
 
-    def __init__(self, wrote: Callable[[], None] = lambda: None, *, lossy: bool = False) -> None:
-        self.written = self.lose = 0
+    def __init__(self, wrote: Callable[[], None] = lambda: None, troubles: Iterable[str] = ()) -> None:
+        self.written = 0
+        self.troubles = iter(troubles)
         self._wrote = wrote
-        self._lossy = lossy
-        self.torn = True
 
     def write(self, piece: Piece, done: Done) -> bool:
         self.written += 1
         self._wrote()
-        if self._lossy and self.written % 3 == 0:
-            self.lose = 1
-        if self.lose:
-            self.lose -= 1
-            if not self.torn:
-                journal.write(*piece)
-            done(-errno.ECANCELED)
-            return True
+        fd, octets, at = piece
+        trouble = next(self.troubles, "")
+        if trouble == "short":
+            octets = octets[: len(octets) // 2]
         try:
-            count = journal.write(*piece)
+            count = -errno.ECANCELED if trouble == "lost" else journal.write(fd, octets, at)
         except OSError as error:
             count = -(error.errno or errno.EIO)
-        done(count)
+        done(-errno.EIO if trouble == "unsynced" else count)
         return True
 
     def close(self) -> None:

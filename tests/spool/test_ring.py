@@ -11,7 +11,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from qmq.spool import ring as module
-from qmq.spool.ring import Ring
+from qmq.spool.ring import Ring, suits
 from qmq.spool.writer import Writers
 
 
@@ -96,6 +96,19 @@ class RingTests(SynchronousTestCase):
                 continue  # of the listing itself
 
         self.assertEqual(found, {False})
+
+    def test_suits(self) -> None:
+        """It serves an ext4, and nothing else; of what is mounted nowhere nothing is known."""
+        lines = ("35 1 7:0 / /a rw shared:1 - ext4 /dev/loop0 rw", "36 1 8:1 / /b rw - xfs /dev/sda1 rw")
+        mounts = self.mktemp()
+        with open(mounts, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines))
+        self.patch(module, "_MOUNTS", mounts)
+        found = [suits(os.makedev(*numbers)) for numbers in ((7, 0), (8, 1), (9, 9))]
+        self.patch(module, "_MOUNTS", "/nowhere")
+
+        self.assertEqual(found, [True, False, False])
+        self.assertFalse(suits(os.makedev(7, 0)))
 
     def forbidden(self) -> list[bool]:
         """What became of three writes."""

@@ -7,13 +7,15 @@ without the log context that Twisted puts around each event: about 3 us of some
 25 that an event costs; a connection that raises is logged all the same. Where
 there is only something to read, it reads without asking what else there might be, and from
 a unix socket as from any other: nobody sends descriptors to what Twisted reads here.
-And what is said to strangers leaves when all that a turn brings has been heard (`sends`).
+What is said to strangers leaves when all that a turn brings has been heard (`sends`), and
+what a disk has done is heard within a turn (`spool.ring`).
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from select import EPOLLIN
 from typing import Any
 
@@ -46,12 +48,18 @@ def _read(transport: Any) -> BaseException | None:
 
 
 class MonotonicEPollReactor(EPollReactor):
-    """Epoll on monotonic time; `sends` has what waits for the end of the turn."""
+    """
+    Epoll on monotonic time; `sends` has what waits for the end of the turn.
+
+    *between*, if anything, is called before each event of a turn: for what is cheap to
+    ask, and may be over before the turn is.
+    """
 
     seconds = staticmethod(time.monotonic)  # as it is: a message asks for it some ten times
 
     def __init__(self) -> None:
         self.sends = Sends()
+        self.between: Callable[[], None] | None = None
         super().__init__()
 
     def doPoll(self, timeout: float | None) -> None:
@@ -67,6 +75,8 @@ class MonotonicEPollReactor(EPollReactor):
             return
         selectables = self._selectables
         for fd, event in events:
+            if self.between is not None:
+                self.between()
             # One that an earlier event of this turn has closed is not there any more.
             if (selectable := selectables.get(fd)) is None:
                 continue

@@ -61,6 +61,20 @@ class ReactorTests(SynchronousTestCase):
                 self.turn()
             self.assertIs(ears.over, ConnectionDone)
 
+    def test_between(self) -> None:
+        """What is to be asked between the events of a turn is asked before each of them, and no more when it says so."""
+        asked: list[bytes] = []
+        (one, other_one), (two, other_two) = self.connection(), self.connection()
+        self.reactor.between = lambda: asked.append(one.heard + two.heard)
+        for other in (other_one, other_two):
+            other.sendall(b"x")
+        self.turn()
+        self.reactor.between = None
+        other_one.sendall(b"y")
+        self.turn()
+
+        self.assertEqual((asked, one.heard + two.heard), ([b"", b"x"], b"xyx"))
+
     def test_reset(self) -> None:
         """A connection that is reset is lost, not done."""
         ears, other = self.connection("tcp")

@@ -48,9 +48,10 @@ class Destinations:
 
     *concurrency*: connections in all, 0 for none. *slots* a new site has,
     *slots_max* it may come to. *ready*: messages that may wait for a site whose
-    host has not answered yet. *window*: messages added and not done, in all;
-    twice that for sites that work. *back_off*: a dead site's first and longest
-    while. *remembered*: idle sites known; five times that if they are dead.
+    host has not answered yet; three times that while there are no more in all.
+    *window*: messages added and not done, in all; twice that for sites that work.
+    *back_off*: a dead site's first and longest while. *remembered*: idle sites
+    known; five times that if they are dead.
     """
 
     def __init__(
@@ -240,7 +241,11 @@ class Destinations:
         if waiting == 0:
             site.progress = now
         works = site.works(now)
-        bound = max(self._first_ready, self._window // 2) if works else self._first_ready
+        bound = self._first_ready
+        if works:
+            bound = max(bound, self._window // 2)
+        elif self.count < 3 * bound:
+            bound *= 3  # a burst that is alone need not be put aside, and fetched, until its host has answered
         if waiting >= bound:
             return self._fill(site, waiting)
         if self.count >= (2 * self._window if works else self._window):

@@ -51,13 +51,15 @@ class Ring:
     """
     The kernel's, of one process; made when it is first needed, after the process became a daemon.
 
-    The reactor reads it: it becomes readable when something is done. Where it is not to be had
+    The reactor reads it: it becomes readable when something is done; one that has *between* asks
+    while something is under way, for a turn is long where a hundred sessions are busy. Where it is not to be had
     (an old kernel, a sysctl, a container's rules), `write` says so ever after.
     """
 
     def __init__(self, reactor: IReactorFDSet) -> None:
         self._reactor = reactor
         self._context: Any = None
+        self._under_way = 0
         self._useless = linux_uring is None
         self._over: deque[tuple[Done, int]] = deque()
 
@@ -79,7 +81,13 @@ class Ring:
             # It lies between us and the kernel, which will not take it: without another flush it never does.
             self._useless = True
             return False
+        self._under_way += 1
+        self._ask_between(self._hear)
         return True
+
+    def _ask_between(self, ask: Callable[[], None] | None) -> None:
+        if hasattr(self._reactor, "between"):
+            self._reactor.between = ask
 
     def _open(self) -> bool:
         try:
@@ -98,7 +106,7 @@ class Ring:
         """Let go of it; a later write makes another. What is under way is done, and nobody hears of it."""
         if self._context is not None:
             self._reactor.removeReader(self)
-            self._context = None
+            self.connectionLost()
 
     # What the reactor calls.
 
@@ -114,15 +122,22 @@ class Ring:
         """As IReadDescriptor.doRead."""
         with suppress(BlockingIOError):
             self._context.poll()
+        self._hear()
+
+    def _hear(self) -> None:
         self._context.process_events()
         over = self._over
         while over:
             done, octets = over.popleft()
+            self._under_way -= 1
+            if not self._under_way:
+                self._ask_between(None)
             try:
                 done(octets)
             except Exception:  # noqa: BLE001 - whatever one store does with it, the others have to hear of theirs
                 Logger(namespace="qmq.spool").failure("after a write")
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure | None = None) -> None:
         """As IFileDescriptor.connectionLost: the reactor ends."""
-        self._context = None
+        self._context, self._under_way = None, 0
+        self._ask_between(None)

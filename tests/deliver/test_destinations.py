@@ -368,7 +368,16 @@ class FairnessTests(SynchronousTestCase):
         self.assertEqual(house.said()[b"good", OK], 1000)
         self.assertEqual(len(house.dialler.open(b"tarpit")), 2)
         self.assertEqual(house.destinations.busy(), [b"tarpit"])
-        self.assertEqual(house.said()[b"tarpit", UNTRIED], 500 - 22)
+        self.assertEqual(house.said()[b"tarpit", UNTRIED], 500 - 60)
+
+    def test_burst(self) -> None:
+        """A burst for a host that has not answered yet waits for it if it is alone; beside others it has its bound."""
+        house = House()
+        house.add(b"tarpit", 40)
+        self.assertEqual(house.said()[b"tarpit", UNTRIED], 0)
+
+        house.add(b"another", 40)
+        self.assertEqual(house.said()[b"another", UNTRIED], 40 - 22)
 
     def test_many_hanging_sites(self) -> None:
         """A host that works gets its mail while 300 others hold their connections and say nothing."""
@@ -479,7 +488,7 @@ class FairnessTests(SynchronousTestCase):
     def test_room(self) -> None:
         """When a full site's ready queue is half empty, the queue hears of it."""
         house = House()
-        house.add(b"a", 30)
+        house.add(b"a", 90)
         full = house.destinations.full(b"a")
 
         house.work()
@@ -521,10 +530,10 @@ class WithdrawTests(SynchronousTestCase):
         """A ready queue that was full has room again, and says so."""
         house = House(ready=10)
         house.dialler.hosts[b"a"] = None
-        house.add(b"a", 11)
+        house.add(b"a", 31)
         full = house.destinations.full(b"a")
 
-        house.destinations.withdraw(b"a", house.messages[:8])
+        house.destinations.withdraw(b"a", house.messages[:20])
 
         self.assertEqual((full, house.destinations.full(b"a")), (True, False))
         self.assertEqual(house.room, [b"a"])

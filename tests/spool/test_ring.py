@@ -6,6 +6,7 @@ import errno
 import os
 import select
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -54,6 +55,20 @@ class RingTests(SynchronousTestCase):
 
         self.assertEqual(sorted(self.told), [5, 5, 300_000])
         self.assertEqual(self.octets(), b"firstlater" + b"x" * 300_000)
+
+    def test_between(self) -> None:
+        """A reactor that asks between two events hears of a write before it looks again; of nothing nobody asks."""
+        self.reactor.between = None  # type: ignore[attr-defined]  # as MonotonicEPollReactor's
+        for _ in range(2):
+            self.ring.write((self.fd, b"a", 0), self.told.append)
+            until = monotonic() + 10
+            while (ask := self.reactor.between) is not None and monotonic() < until:  # type: ignore[attr-defined]
+                ask()
+            self.assertEqual(self.told.pop(), 1)
+        self.ring.write((self.fd, b"a", 0), self.told.append)
+        self.ring.close()
+
+        self.assertIsNone(self.reactor.between)  # type: ignore[attr-defined]
 
     def test_failed(self) -> None:
         """Whoever waits for what cannot be written hears why."""

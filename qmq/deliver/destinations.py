@@ -49,7 +49,8 @@ class Destinations:
     *concurrency*: connections in all, 0 for none. *slots* a new site has,
     *slots_max* it may come to. *ready*: messages that may wait for a site whose
     host has not answered yet; three times that while there are no more in all.
-    *window*: messages added and not done, in all; twice that for sites that work.
+    *window*: messages added and not done, in all; twice that for sites that work,
+    each of which always has room for *ready*.
     *back_off*: a dead site's first and longest while. *remembered*: idle sites
     known; five times that if they are dead.
     """
@@ -248,7 +249,7 @@ class Destinations:
             bound *= 3  # a burst that is alone need not be put aside, and fetched, until its host has answered
         if waiting >= bound:
             return self._fill(site, waiting)
-        if self.count >= (2 * self._window if works else self._window):
+        if self.count >= (2 * self._window if works else self._window) and not (works and waiting < self._first_ready):
             return UNTRIED
         site.ready.append(message)
         site.dones[id(message)] = done

@@ -404,6 +404,22 @@ class FairnessTests(SynchronousTestCase):
 
         self.assertEqual(house.said()[b"good", OK], 20)
 
+    def test_beside_slow_ones(self) -> None:
+        """Hosts that work, but slowly, may hold all the mail there is room for; one that is quick has room beside them."""
+        house = House()
+        slow = [b"slow%d" % i for i in range(5)]
+        for site in (*slow, b"good"):
+            house.add(site)
+        house.work()
+        for site in slow:
+            house.add(site, 500)
+        self.assertGreaterEqual(house.destinations.count, 2000)
+        for _ in range(100):
+            house.add(b"good", 10)
+            house.work(b"good")
+
+        self.assertEqual(house.said()[b"good", OK], 1001)
+
     def test_hanging_after_it_worked(self) -> None:
         """A host that has worked and hangs now may keep little mail in hand, once it is noticed."""
         house = House()

@@ -50,9 +50,9 @@ class Destinations:
     *slots_max* it may come to. *ready*: messages that may wait for a site whose
     host has not answered yet; three times that while there are no more in all.
     *window*: messages added and not done, in all; twice that for sites that work,
-    each of which always has room for *ready*.
-    *back_off*: a dead site's first and longest while. *remembered*: idle sites
-    known; five times that if they are dead.
+    each of which always has room for *ready*. *back_off*: a dead site's first and
+    longest while. *remembered*: idle sites known; five times that if they are
+    dead.
     """
 
     def __init__(

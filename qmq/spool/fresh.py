@@ -232,13 +232,10 @@ class FreshTable:
         """
         if self._trouble:
             raise Broken(self._trouble)
-        table, journal, behind = self._table, self._journal, self._behind
-        whole = Batch()
+        table, journal = self._table, self._journal
+        whole = self._with_behind(batch)
         # What goes with this batch is moved too: a token that is handed over again meanwhile meets its row.
         whole.keeps, whole.moved = batch.keeps, self._fresh.keeps()
-        whole.gone = {**behind.gone, **batch.gone}
-        whole.rewritten = {**behind.rewritten, **batch.rewritten}
-        whole.released = {**behind.released, **batch.released}
         forgotten = {**self._forgotten, **{peer: (below, low) for peer, below, low in batch.forgotten}}
         whole.forgotten = [(peer, below, low) for peer, (below, low) in forgotten.items()]
         whole.tombstones = [*self._buried(), *batch.tombstones]
@@ -266,6 +263,14 @@ class FreshTable:
             table.beside = journal.size
         return self.counted(outcome)
 
+    def _with_behind(self, batch: Batch) -> Batch:
+        """What waited and what *batch* has to do, be it to rows or to what is fresh; the later word holds."""
+        behind, whole = self._behind, Batch()
+        whole.gone = {**behind.gone, **batch.gone}
+        whole.rewritten = {**behind.rewritten, **batch.rewritten}
+        whole.released = {**behind.released, **batch.released}
+        return whole
+
     def _commit(self, batch: Batch) -> Outcome:
         """Of the table. After trouble the journal may not count any more."""
         try:
@@ -280,11 +285,8 @@ class FreshTable:
 
         If what is fresh comes to rest it is all move's, and nothing is done here.
         """
-        behind, fresh = self._behind, self._fresh.by_number
-        whole = Batch()
-        whole.gone = {**behind.gone, **{number: gone for number, gone in batch.gone.items() if number not in fresh}}
-        whole.rewritten = {**behind.rewritten, **batch.rewritten}
-        whole.released = {**behind.released, **batch.released}
+        fresh, whole = self._fresh.by_number, self._with_behind(batch)
+        whole.gone = {number: gone for number, gone in whole.gone.items() if number not in fresh}
         rests = not fresh.keys().isdisjoint(whole.rewritten) or not fresh.keys().isdisjoint(whole.released)
         if self._trouble or rests or not whole.settles:
             return

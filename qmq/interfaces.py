@@ -224,8 +224,8 @@ class ISelective(Interface):
         Whether it may have anything to say of clients with these settings, in the *phase* whose method is so called.
 
         Asked now and then for all whom the same rule covers, and remembered until
-        conf-qmq changes: so nothing but *environment*, the instances that there are
-        (Context.some), and what never changes, may decide it.
+        conf-qmq changes, or a file comes that was `absent` (Context.watch): so nothing but
+        *environment*, these, the instances that there are (Context.some), and what never changes, may decide it.
         """
 
 

@@ -39,8 +39,8 @@ class BadMailFromCheck:
         self._some = some
 
     def concerns(self, environment: Environment, phase: str) -> bool:
-        """At RCPT everybody, if an instance has a file of its own; at MAIL always."""
-        return phase == "sender" or self._some(_has_its_own)
+        """At MAIL everybody, if there is a file; at RCPT, if an instance has one of its own."""
+        return not self._rules.absent() if phase == "sender" else self._some(_has_its_own)
 
     def sender(self, session: Session, transaction: Transaction) -> Verdict | None:
         """A refusal, with the condition for the log."""

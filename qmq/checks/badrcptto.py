@@ -13,12 +13,12 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IRecipientChecker
+from qmq.interfaces import ICheckerFactory, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply
 from qmq.receive.context import Context
 from qmq.rules.watched import Watched, lines
 from qmq.rules.wildmat import Rules, Walk
-from qmq.session import Session, Transaction, Verdict
+from qmq.session import Environment, Session, Transaction, Verdict
 
 _REFUSED = Reply(553, "5.7.1", "sorry, your envelope recipient is in my badrcptto list")
 
@@ -46,12 +46,16 @@ def read_badrcptto(path: str) -> BadRcptTo:
     return BadRcptTo(lines(path), path)
 
 
-@implementer(IRecipientChecker)
+@implementer(IRecipientChecker, ISelective)
 class BadRcptToCheck:
     """Asks the *rules* at RCPT."""
 
     def __init__(self, rules: Watched[BadRcptTo]) -> None:
         self._rules = rules
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Everybody, if there is a file."""
+        return not self._rules.absent()
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Verdict | None:
         """A refusal."""

@@ -13,8 +13,9 @@ from typing import Any
 
 from zope.interface import implementer
 
-from qmq.interfaces import ICheckerFactory, IMessageChecker, IRecipientChecker, ISenderChecker
+from qmq.interfaces import ICheckerFactory, IMessageChecker, IRecipientChecker, ISelective, ISenderChecker
 from qmq.mail import Address, Message, Octets, Reply
+from qmq.receive.context import Owner, Some, perhaps
 from qmq.session import Environment, Session, Transaction, Verdict
 
 _REPLY = Reply(552, "5.3.4", "sorry, that message is bigger than I take")
@@ -22,13 +23,18 @@ _TOO_BIG = Verdict(reply=_REPLY, reason="Reject::DATA::Invalid_Size")
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-@implementer(ISenderChecker, IRecipientChecker, IMessageChecker)
+@implementer(ISenderChecker, IRecipientChecker, IMessageChecker, ISelective)
 class DataBytes:
     """Refuses what is longer than *limit* octets, or than *owner* of a recipient takes; 0: nothing."""
 
-    def __init__(self, limit: Octets, owner: Callable[[bytes], Any]) -> None:
+    def __init__(self, limit: Octets, owner: Callable[[bytes], Any], some: Some = perhaps) -> None:
         self._limit = limit
         self._owner = owner
+        self._some = some
+
+    def concerns(self, environment: Environment, phase: str) -> bool:
+        """Everybody; at RCPT, if an instance has a limit."""
+        return phase != "recipient" or self._some(_has_a_limit)
 
     def sender(self, session: Session, transaction: Transaction) -> Verdict | None:
         """By SIZE=; said at each RCPT (SPAMCONTROL 2.4)."""
@@ -59,6 +65,10 @@ class DataBytes:
         return owner is not None and 0 < owner.databytes < size
 
 
+def _has_a_limit(owner: Owner) -> bool:
+    return owner.databytes > 0
+
+
 def _too_big(environment: Environment) -> Verdict:
     if not environment.replies:
         return _TOO_BIG
@@ -77,7 +87,8 @@ class Factory:
         """Option `limit`: octets, or with K, M or G; without it the listener's databytes."""
         if unknown := sorted(set(options) - {"limit"}):
             raise ValueError(f"databytes takes the option limit, but has: {', '.join(unknown)}")
-        return DataBytes(_octets(options["limit"]) if "limit" in options else context.databytes, context.owner)
+        limit = _octets(options["limit"]) if "limit" in options else context.databytes
+        return DataBytes(limit, context.owner, context.some)
 
 
 def _octets(text: str) -> Octets:

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from qmq.interfaces import Answer, ICheckerFactory, IRecipientChecker, ISelective
 from qmq.mail import Address, Reply, Seconds
 from qmq.programs import Programs, ProgramTrouble, executable
+from qmq.receive.context import Owner, Some
 from qmq.rules import options as said
 from qmq.rules.recipients import ANSWERED, FOUND, PASSED, WILD, Keys, Program, Recipients, Source, keys, read, unknown
 from qmq.rules.watched import Files, Watched
@@ -66,6 +67,10 @@ class RuleFiles:
         self._watched: dict[str, Watched[Recipients | None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}  # when we looked, and what we said of it
 
+    def none(self, some: Some) -> bool:
+        """Whether nothing counts for anybody: no file of the primary's, and no instance has one of its own."""
+        return self._primary is not None and self._primary.absent() and not some(_has_its_own)
+
     def of(self, domain: bytes) -> Judged:
         """What counts for recipients in this domain: rules, none, or what to say because they can't be read."""
         owner = self._owner(domain)
@@ -101,7 +106,7 @@ class KnownRecipients:
     """
     Refuses recipients whom no source knows.
 
-    *rules* gives what counts for a domain; *ask* whether a program knows an
+    *rules* gives what counts for a domain, *none* says that nothing does for any; *ask* whether a program knows an
     address, or fails with ProgramTrouble: then *trouble* is the answer.
     """
 
@@ -111,6 +116,7 @@ class KnownRecipients:
         ask: Callable[[Program, bytes, Session], Any],
         warn: Callable[[str], None],
         *,
+        none: Callable[[], bool] = lambda: False,
         trouble: Verdict | None = None,
         breaks: Sequence[bytes] = (b"-",),
         limit: Seconds = 30,
@@ -118,13 +124,14 @@ class KnownRecipients:
         self._rules = rules
         self._ask = ask
         self._warn = warn
+        self._none = none
         self._trouble = trouble
         self._breaks = breaks
         self.limit = limit
 
     def concerns(self, environment: Environment, phase: str) -> bool:
-        """Clients that may not relay."""
-        return environment.relayclient is None
+        """Clients that may not relay, if there are any rules."""
+        return environment.relayclient is None and not self._none()
 
     def recipient(self, session: Session, transaction: Transaction, recipient: Address) -> Answer:
         """Why it is known, or a refusal; None for relay clients, and where there are no rules."""
@@ -165,6 +172,10 @@ class KnownRecipients:
                 if known:
                     return _ACCEPTED[ANSWERED]
         return unknown(session)
+
+
+def _has_its_own(owner: Owner) -> bool:
+    return bool(owner.recipients)
 
 
 async def ask(programs: Programs, seconds: Seconds, program: Program, address: bytes, session: Session) -> bool:
@@ -221,10 +232,12 @@ class Factory:
         if named and watched.now() is None:
             raise ValueError(f"recipients: there is no file {path}; make it, or say another")
         breaks = options.get("breaks", "-").strip()
+        rules = RuleFiles(context.files, read_rules, context.owner, context.folder, None if named else watched, named)
         return KnownRecipients(
-            RuleFiles(context.files, read_rules, context.owner, context.folder, None if named else watched, named).of,
+            rules.of,
             partial(ask, programs, seconds),
             context.files.warn,
+            none=partial(rules.none, context.some),
             trouble=_TROUBLE[said.choice(self.name, options, "trouble", tuple(_TROUBLE))],
             breaks=tuple(octet.encode() for octet in breaks),
             limit=4 * seconds,

@@ -92,6 +92,7 @@ class Queue(MultiService):
         self._log = log
         self._marks = Marks(None) if marks is None else marks
         self._stop_seconds = stop_seconds
+        self._taken = Reply(250, "2.0.0", "ok", name)  # to a peer, who knows the queue id: it is its own
         self._refused = Reply(452, "4.3.2", "this queue takes no mail now, try again later", name)
         self._full = Reply(452, "4.3.1", "this queue is full, try again later", name)
         self._trouble = Reply(452, "4.3.1", "try again later", name)
@@ -179,7 +180,10 @@ class Queue(MultiService):
         except Exception:  # noqa: BLE001 - a fault of ours, told; the message is safe, and that is the answer
             log.failure("could not begin to deliver {id}", id=message.envelope.token.id)
         envelope = message.envelope
-        reply = Reply(250, "2.0.0", "ok " + envelope.token.id.decode("ascii", "replace"), self._mta)
+        token = envelope.token
+        reply = self._taken
+        if token.peer == self.spool.tag:
+            reply = Reply(250, "2.0.0", "ok " + token.id.decode("ascii", "replace"), self._mta)
         if self._quiet is not None:
             self._check_quiet()
         return [reply] * len(envelope.recipients)

@@ -37,7 +37,7 @@ class Panels:
 
     *broken* is told of a check that raises when it is asked whom it concerns;
     such a check is asked of everybody. When *present* gives another object, the
-    configuration has changed, and it is chosen anew.
+    configuration has changed, and it is chosen anew; so it is after `forget`.
     """
 
     def __init__(
@@ -51,6 +51,10 @@ class Panels:
         self._present = present
         self._conf = present()
         self._panels: dict[int, Panel] = {}  # by the identity of their environments, which they hold
+
+    def forget(self) -> None:
+        """Something else that checks go by has changed."""
+        self._panels.clear()
 
     def of(self, environment: Environment) -> Panel:
         """Those who judge clients with these settings."""

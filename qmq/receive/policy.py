@@ -145,6 +145,10 @@ class Policy:
                 )  # fmt: skip
         return checks
 
+    def choose_anew(self) -> None:
+        """Ask all checkers once more whom they concern: a file of theirs has come that was not there."""
+        self._panels.forget()
+
     def tallies(self) -> dict[str, dict[str, Any]]:
         """What the checkers did so far, by name, for `qmq stat --checks`."""
         return self._tallies.facts()

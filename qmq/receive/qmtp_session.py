@@ -27,7 +27,7 @@ from qmq.receive.trace import hops, loops
 from qmq.sends import fast_writer
 from qmq.session import Session
 from qmq.wire.netstring import ProtocolError
-from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
+from qmq.wire.qmtp import BodyPart, Mail, QMTPServerWire
 
 if TYPE_CHECKING:
     from qmq.receive.qmtp import QMTPFactory
@@ -139,14 +139,13 @@ class QMTPServer(Protocol):
         self._pumping = True
         try:
             while not self._stuck() and (event := self._wire.next_event()) is not None:
-                match event:
-                    case Mail():
-                        self._mail(event)
-                    case BodyPart():
-                        assert self._draft is not None
-                        self._draft.write(event.data)
-                    case Package():
-                        self._draft = self._factory.drafts.begin()
+                if isinstance(event, Mail):
+                    self._mail(event)
+                elif isinstance(event, BodyPart):
+                    assert self._draft is not None
+                    self._draft.write(event.data)
+                else:  # a Package
+                    self._draft = self._factory.drafts.begin()
         except ProtocolError as error:
             self._log.info("ended QMTP session of {client}: {error}", client=self._name, error=error)
             self.end()

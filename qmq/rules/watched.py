@@ -5,6 +5,8 @@ A file is read when it is first asked for, and read again when it has changed;
 whether it has is looked at once after each new connection, so that an edit
 holds for the next one (SPAMCONTROL 2.1). What cannot be read then leaves the
 rules as they were, with a warning: a slip of the editor must not open the door.
+Of a file that is not there nobody need ask: it is looked for with each new
+connection, and whoever relies on that it is `absent` hears of it.
 """
 
 from __future__ import annotations
@@ -61,16 +63,31 @@ class Slips:
 
 
 class Files:
-    """All files that are watched for one listener's rules; *warn* is told what could not be read again."""
+    """
+    All files that are watched for one listener's rules; *warn* is told what could not be read again.
+
+    *come* (an attribute) is called when a file is there of which somebody was told that it is absent.
+    """
 
     def __init__(self, warn: Callable[[str], None] | None = None) -> None:
         self.round = 0
+        self.come: Callable[[], object] = _nobody
+        self._absent: set[Watched[Any]] = set()
         self._warn = warn
         self._watched: dict[tuple[str, Callable[[str], Any]], Watched[Any]] = {}
 
     def look(self) -> None:
         """A new connection: whoever asks a file next learns whether it has changed."""
         self.round += 1
+        for watched in self._absent:
+            if watched.there():
+                self._absent.clear()  # whoever relies on another of them asks again
+                self.come()
+                break
+
+    def rely(self, watched: Watched[Any]) -> None:
+        """Somebody has been told that it is absent."""
+        self._absent.add(watched)
 
     def watch(self, path: str, read: Callable[[str], T], missing: T) -> Watched[T]:
         """
@@ -88,6 +105,10 @@ class Files:
         """For the operator."""
         if self._warn is not None:
             self._warn(text)
+
+
+def _nobody() -> None:
+    """Nobody relies on it."""
 
 
 class Watched(Generic[T]):
@@ -119,6 +140,18 @@ class Watched(Generic[T]):
                 self._version = version
                 self._again()
         return self._rules
+
+    def absent(self) -> bool:
+        """Whether there is no such file; who does not ask any more, for there is none, hears by Files.come of one."""
+        self.now()
+        if self._version is not None:
+            return False
+        self._files.rely(self)
+        return True
+
+    def there(self) -> bool:
+        """Whether there is one by now; it has not been read yet."""
+        return self._look() is not None
 
     def _look(self) -> tuple[int, int, int] | None:
         # Most are not there, and stay away: then this costs half of an exception.

@@ -51,6 +51,7 @@ def open_door(house: House, intake: Intake, guard: Guard, tallies: Tallies, numb
         [*made, ("intake", intake)], house.reactor, terms=terms_of(options), guard=guard,
         tallies=tallies, call_from_thread=house.reactor.callFromThread, present=lambda: house.conf,
     )  # fmt: skip
+    files.come = policy.choose_anew
     return Door(policy, Clients(layers(conf), files, house.resolver, house.reactor, numbers=numbers))
 
 

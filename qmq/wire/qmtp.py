@@ -125,6 +125,9 @@ class QMTPServerWire:
         self._extended: dict[int, bool] = {}
         self._answers: dict[int, bytes] = {}
         self._out: list[bytes] = []
+        self._said: Reply | None = None  # the latest answer, and how it was written
+        self._said_extended = False
+        self._said_packed = b""
         self._state: Callable[[], Event | None] | None = None  # None: between packages
         self._extension: Extension | None = None
         self._left: Octets = 0
@@ -172,13 +175,20 @@ class QMTPServerWire:
         """Answer a package, one reply a recipient; slots in any order."""
         extended = self._extended.pop(slot)
         if len(replies) == 1:
-            self._answers[slot] = pack_reply(replies[0], extended)
+            self._answers[slot] = self._packed(replies[0], extended)
         else:
-            self._answers[slot] = b"".join([pack_reply(reply, extended) for reply in replies])
+            self._answers[slot] = b"".join([self._packed(reply, extended) for reply in replies])
         while (answer := self._answers.pop(self._oldest, None)) is not None:
             self._out.append(answer)
             self._oldest += 1
             self.outstanding -= 1
+
+    def _packed(self, reply: Reply, extended: bool) -> bytes:
+        """To peers most are the same one."""
+        if reply is not self._said or extended is not self._said_extended:
+            self._said, self._said_extended = reply, extended
+            self._said_packed = pack_reply(reply, extended)
+        return self._said_packed
 
     def to_send(self) -> bytes:
         """All answers that are due."""

@@ -17,7 +17,7 @@ from qmq.mail import Octets, Reply
 from qmq.wire.path import PLAIN_OCTETS
 from qmq.wire.smtp_commands import BARE_LF, NO_UTF8, NOT_SMTP, TLS_HANDSHAKE, USUAL, parse_command, usual_command
 from qmq.wire.smtp_events import BodyPart, Chunk, DataStart, Event, MailFrom, Malformed, Quit, RcptTo, StartTLS
-from qmq.wire.text import LINE_OCTETS, PART_OCTETS, Text
+from qmq.wire.text import LINE_OCTETS, PART_OCTETS, Text, whole_text
 
 # RFC 5321 4.5.3.1.4 asks for 512, and each extension for some more.
 COMMAND_OCTETS: Octets = 2048
@@ -41,7 +41,7 @@ class SMTPServerWire:
 
     __slots__ = (
         "_at", "_buffer", "_chunk_last", "_chunk_left", "_classic", "_command_octets", "_deaf", "_event",
-        "_line_octets", "_out", "_text", "_usual_octets", "_utf8", "awaiting", "held",
+        "_line_octets", "_out", "_text", "_usual_octets", "_utf8", "_within", "awaiting", "held",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +57,8 @@ class SMTPServerWire:
         self._at = 0  # what is before was given out
         self._out: list[bytes] = []
         self._event: Event | None = None  # the one that awaits its reply
-        self._text: Text | None = None  # reading what DATA brings
+        self._within = False  # reading what DATA brings
+        self._text: Text | None = None  # the reader, if it is not all there at once
         self._chunk_left = -1  # octets of a BDAT still to come; -1: none is being read
         self._chunk_last = False
         self._utf8 = False  # the last MAIL accepted had SMTPUTF8
@@ -75,8 +76,8 @@ class SMTPServerWire:
         """The next command or piece of body; None: more bytes, or your reply, is needed."""
         if self.awaiting:
             return None
-        if self._text is not None:
-            return self._text_part(self._text)
+        if self._within:
+            return self._text_part()
         if self._chunk_left >= 0:
             return self._chunk_part()
 
@@ -119,7 +120,7 @@ class SMTPServerWire:
                 self._utf8 = event.smtputf8
         elif code == 354:
             if type(event) is DataStart:
-                self._text = Text(self._line_octets)
+                self._within = True
         elif code == 220:
             if type(event) is StartTLS:
                 # RFC 3207 4.2: what was said in clear behind STARTTLS must not be heard inside
@@ -181,11 +182,21 @@ class SMTPServerWire:
 
     def _close(self) -> None:
         self._deaf = True
+        self._within = False
         self._text = None
         self._chunk_left = -1
         self._forget()
 
-    def _text_part(self, text: Text) -> Event | None:
+    def _text_part(self) -> Event | None:
+        if (text := self._text) is None:
+            if not self.held:
+                return None
+            whole = whole_text(self._buffer, self._at, self._line_octets)
+            if whole is not None:
+                self._within = False
+                self._take(self._at + len(whole) + 3)
+                return self._await(BodyPart(whole, True, True))
+            text = self._text = Text(self._line_octets)
         while self.held:
             piece, at, ended = text.take(self._buffer, self._at)
             self._take(at)
@@ -198,6 +209,7 @@ class SMTPServerWire:
                     continue
                 piece = b""
             if ended:
+                self._within = False
                 self._text = None
                 return self._await(BodyPart(piece, True, True, LINE_TOO_LONG if lines.too_long else None))
             return BodyPart(piece) if piece else None

@@ -41,6 +41,23 @@ def _line_ends() -> IncrementalNewlineDecoder:
     return IncrementalNewlineDecoder(None, translate=False)
 
 
+def whole_text(buffer: bytes, at: int, line_octets: Octets) -> bytes | None:
+    """
+    The text of a DATA that begins at *at*, if all of it is there and it is as most are.
+
+    It has no dot that was stuffed, no bare CR or LF, and is shorter than one line may be; its end mark,
+    of 3 octets, lies behind it. None: it is for `Text`.
+    """
+    # What is cut ends anywhere: that is seen without looking through it.
+    if not buffer.endswith(b"\r\n") or (end := buffer.find(b"\r\n.", at)) < 0 or buffer[at] == _DOT:
+        return None
+    end += 2
+    if end - at > line_octets or not buffer.startswith(b".\r\n", end):
+        return None
+    text = buffer[at:end]
+    return None if has_bare(text) else text
+
+
 class LineCheck:
     """
     Tells on a stream whether each line ends in CRLF and is no longer than *line_octets*, CRLF included.

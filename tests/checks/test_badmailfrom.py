@@ -54,9 +54,11 @@ class BadMailFromTests(SynchronousTestCase):
             self.assertIsNone(checker.sender(client(host="h.z.example"), mail(sender)))
 
     def test_concerns(self):
-        """Recipients are a matter for the check as soon as an instance has a file of its own; senders always are."""
+        """Senders are a matter for the check as soon as there is a file, recipients if an instance has its own."""
         checker = self.made()
 
+        self.assertFalse(checker.concerns(Environment(relayclient=b""), "sender"))
+        self.control.write("badmailfrom", b"@enemy.example\n")
         self.assertTrue(checker.concerns(Environment(relayclient=b""), "sender"))
         self.assertFalse(checker.concerns(Environment(), "recipient"))
         self.alpha.badmailfrom = "bad"

@@ -7,6 +7,7 @@ from qmq.checks.badrcptto import BadRcptTo, Factory
 from qmq.interfaces import ICheckerFactory, IRecipientChecker
 from qmq.mail import Address, address
 from qmq.rules.watched import BadLine
+from qmq.session import Environment
 from tests.checks.lists import Control, client, mail, said
 
 REFUSED = 553, "5.7.1", "Reject::RCPT::Bad_Rcptto", ""
@@ -35,6 +36,13 @@ class BadRcptToTests(SynchronousTestCase):
         """The checker and its factory keep their word."""
         self.assertTrue(verifyObject(IRecipientChecker, self.made()))
         self.assertTrue(verifyObject(ICheckerFactory, Factory()))
+
+    def test_concerns(self):
+        """Everybody, as soon as there is a file."""
+        checker = self.made()
+        self.assertFalse(checker.concerns(Environment(), "recipient"))
+        self.control.write("badrcptto", b"@enemy.example\n")
+        self.assertTrue(checker.concerns(Environment(relayclient=b""), "recipient"))
 
     def test_addresses_and_domains(self):
         """An address or domain is refused in any case, from relay clients too; others are not."""

@@ -20,8 +20,13 @@ OWNERS = {b"small.test": Owner(100), b"big.test": Owner(10_000), b"any.test": Ow
 
 
 class DataBytesTests(SynchronousTestCase):
+    instances = (*OWNERS.values(),)
+
     def made(self, databytes=0, **options):
-        return Factory().make(Context(lambda _: False, databytes, Clock(), owner=OWNERS.get), options)
+        context = Context(
+            lambda _: False, databytes, Clock(), owner=OWNERS.get, some=lambda true: any(map(true, self.instances))
+        )
+        return Factory().make(context, options)
 
     def codes(self, checker, size, **environment):
         """At MAIL, and at the end of the data."""
@@ -41,6 +46,14 @@ class DataBytesTests(SynchronousTestCase):
         accepted = tuple(a for a, verdict in zip(addresses, verdicts, strict=True) if verdict is None)
         end = checker.message(SESSION, Transaction(b"s", NULL_SENDER, said, recipients=accepted), self.letter(came))
         return [verdict and verdict.reply.code for verdict in (*verdicts, end)]
+
+    def test_concerns(self):
+        """Everybody, from MAIL to the end; at RCPT if an instance has a limit of its own."""
+        checker = self.made()
+        phases = "sender", "recipient", "message"
+        self.assertTrue(all(checker.concerns(Environment(), phase) for phase in phases))
+        self.instances = (OWNERS[b"any.test"],)
+        self.assertEqual([checker.concerns(Environment(), phase) for phase in phases], [True, False, True])
 
     def test_interfaces(self):
         """The checker and its factory keep their word."""

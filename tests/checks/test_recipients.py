@@ -37,6 +37,7 @@ class CheckerCase(FolderCase):
         context = Context(
             lambda _: True, 0, Clock(),
             control=self.path("control"), folder=self.home, files=self.files, owner=self.owners.get,
+            some=lambda true: any(map(true, self.owners.values())),
         )  # fmt: skip
         return Factory().make(context, options)
 
@@ -71,6 +72,19 @@ class RecipientsTests(CheckerCase):
         self.files.look()
 
         self.assertEqual(self.sums(checker, b"x@one.test"), [550])
+
+    def test_concerns(self):
+        """Nobody, as long as there is neither a file nor an instance with one of its own."""
+        checker = self.made()
+        self.assertFalse(checker.concerns(Environment(), "recipient"))
+        self.owners[b"one.test"] = Owned("one.recipients")
+        self.assertTrue(checker.concerns(Environment(), "recipient"))
+        self.owners.clear()
+        self.assertFalse(checker.concerns(Environment(), "recipient"))
+
+        self.write("control/recipients", b"!two.test")
+        self.files.look()
+        self.assertTrue(checker.concerns(Environment(), "recipient"))
 
     def test_known(self):
         """Who is known is accepted with the reason why, from sources beside qmail's control folder."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -8,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from qmq.interfaces import INextHop, ISpool, SpoolTrouble
-from qmq.mail import FileBody, MemoryBody, Reply
+from qmq.mail import FileBody, MemoryBody, Message, Reply
 from qmq.queue.runner import Queue
 from tests.queue.fakes import (
     CUT,
@@ -39,14 +40,24 @@ class IntakeTests(SynchronousTestCase):
         verifyObject(ISpool, house.spool)
 
     def test_taken(self) -> None:
-        """A message is answered with its id for each recipient, and is on its way at the same moment."""
+        """A message is answered for each recipient, and is on its way at the same moment."""
         house = House()
 
         replies = self.successResultOf(house.send("a@example.org", "b@example.org")[0])
 
-        self.assertEqual(replies, [Reply(250, "2.0.0", "ok p-1", "q1")] * 2)
+        self.assertEqual(replies, [Reply(250, "2.0.0", "ok", "q1")] * 2)
         self.assertEqual([len(c.got) for c in house.dialler.connections], [1])
         self.assertEqual(house.spool.claims[1:], [])
+
+    def test_told_its_id(self) -> None:
+        """Who brings a message without a token of its own is told the queue id that it has here."""
+        house = House()
+        token, told = house.spool.next_token(), message("a@example.org")
+        told = Message(replace(told.envelope, token=token), told.fields, told.body)
+
+        (reply,) = self.successResultOf(house.queue.send(told))
+
+        self.assertEqual(reply.text, f"ok {token.id.decode()}")
 
     def test_answered_when_durable(self) -> None:
         """Nothing is answered and nothing delivered before it is durable."""

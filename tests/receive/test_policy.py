@@ -265,6 +265,25 @@ class PolicyTests(SynchronousTestCase):
         conf[0] = "strict"
         self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
 
+    def test_selective_told(self):
+        """Who is asked of whom is decided anew when we say so, as when a file has come."""
+
+        @implementer(IHeloChecker, ISelective)
+        class OfAFile:
+            def concerns(self, environment, phase):
+                return bool(file)
+
+            def helo(self, session):
+                return REFUSAL
+
+        file = []
+        policy = Policy([("c", OfAFile())], self.clock)
+
+        self.assertIsNone(policy.helo(SESSION))
+        file.append("a line")
+        policy.choose_anew()
+        self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
+
     def test_selective_broken(self):
         """One that cannot say whom it concerns is asked of everybody, and named in the log."""
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qmq.wire.text import LineCheck, Stuffer, Text
+from qmq.wire.text import LineCheck, Stuffer, Text, whole_text
 from qmq.wire.text import stuffed as stuffed_whole
 
 # Octets of which end marks, and what looks like them, are made.
@@ -152,6 +152,35 @@ class TextTests(SynchronousTestCase):
             self.assertFalse(read.bare)
             if end >= 0:
                 self.assertEqual(read.data, re.sub(rb"(?:^|(?<=\r\n))\.", b"", text))
+
+    @given(stream=st.one_of(PIECES, DIRTY), before=st.sampled_from([b"", b"DATA\r\n"]), behind=DIRTY)
+    def test_whole(self, stream: bytes, before: bytes, behind: bytes) -> None:
+        """What is read whole is what would have been read piece by piece, or it is left to that."""
+        buffer = before + stream + b"\r\n.\r\n" + behind
+        text = whole_text(buffer, len(before), 20)
+
+        if text is not None:
+            read = Read([buffer[len(before) :]], line_octets=20)
+            self.assertEqual((read.data, read.ended, read.bare, read.too_long), (text, True, False, False))
+            self.assertEqual(read.rest, buffer[len(before) + len(text) + 3 :])
+
+    def test_not_whole(self) -> None:
+        """Whole are ordinary texts that are all there, and no others."""
+        whole = b"a: b\r\n\r\nword\r\n"
+        self.assertEqual(whole_text(whole + b".\r\nQUIT\r\n", 0, 100), whole)
+        for text in (
+            b"",
+            b"a.\r\n",
+            b"a\r\n",
+            b".\r\n",
+            b"..\r\n.\r\n",
+            b"a\r\n..\r\n.\r\n",
+            b"a\rb\r\n.\r\n",
+            b"a\nb\r\n.\r\n",
+        ):
+            self.assertIsNone(whole_text(text, 0, 100), text)
+        self.assertIsNone(whole_text(whole + b".\r", 0, 100))
+        self.assertIsNone(whole_text(whole + b".\r\n", 0, len(whole) - 1))
 
 
 class StufferTests(SynchronousTestCase):

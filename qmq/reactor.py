@@ -34,10 +34,11 @@ _SWITCH = 0.0005
 _STREAMS = frozenset({tcp.Server, tcp.Client, unix.Server, unix.Client})
 
 
-# Octets that one read may bring: Twisted's 65536, and less where these are not used, since to make room for them, and
-# to give it back, takes half a microsecond.
+# Octets that one read may bring: Twisted's 65536, and less and less where these are not used, since to make room for
+# them, and to give it back, takes half a microsecond.
 _LONG: Octets = tcp.Connection.bufferSize
 _SHORT: Octets = 16384
+_STEP: Octets = 8192
 
 
 def _read(transport: Any) -> BaseException | None:
@@ -51,11 +52,10 @@ def _read(transport: Any) -> BaseException | None:
         return CONNECTION_LOST
     if not data:
         return CONNECTION_DONE
-    if room == _LONG:
-        if len(data) < _SHORT:
-            transport.bufferSize = _SHORT
-    elif room == len(data) == _SHORT:
+    if len(data) == room:
         transport.bufferSize = _LONG
+    elif room > _SHORT > len(data):
+        transport.bufferSize = room - _STEP
     transport.protocol.dataReceived(data)
     return None
 

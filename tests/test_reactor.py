@@ -61,6 +61,21 @@ class ReactorTests(SynchronousTestCase):
                 self.turn()
             self.assertIs(ears.over, ConnectionDone)
 
+    def test_room(self) -> None:
+        """Who says little has little room made for it, until there is more to read; nothing is lost on the way."""
+        ears, other = self.connection("tcp")
+        transport: Any = ears.transport
+        for _ in range(10):
+            other.sendall(b"x")
+            self.turn()
+        small = transport.bufferSize
+        other.sendall(b"y" * 60_000)
+        for _ in range(10):
+            self.turn()
+
+        self.assertEqual(ears.heard, b"x" * 10 + b"y" * 60_000)
+        self.assertLess(small, 20_000)
+
     def test_between(self) -> None:
         """What is to be asked between the events of a turn is asked before each of them, and no more when it says so."""
         asked: list[bytes] = []

@@ -34,6 +34,8 @@ NOBODY: frozenset[Address] = frozenset()
 HALF = 1 << 31
 # Who watches a thousand stores need not wake each of them every second.
 _RESTING: Seconds = 10
+# How often the table hears what peers told: until then it keeps, and a journal writes again, what nobody needs.
+_FORGET: Seconds = 0.05
 # What a table can hold.
 HIGHEST = (1 << 63) - 1
 
@@ -320,7 +322,7 @@ class Store:
             if packed is not None:
                 batch.tombstones.append((token.peer, token.seq, packed))
         now = self._clock.seconds()
-        if now - self._told_at >= 1:
+        if now - self._told_at >= _FORGET:
             self._told_at = now
             batch.forgotten = self._tombstones.forgotten()
         if max(self._number, self._seq) >= (self._reserved << 32) + HALF:

@@ -37,7 +37,7 @@ class Panels:
 
     *broken* is told of a check that raises when it is asked whom it concerns;
     such a check is asked of everybody. When *present* gives another object, the
-    configuration has changed, and it is chosen anew; so it is after `forget`.
+    configuration has changed, and it is chosen anew; so it is after `forget`, which *present* may call.
     """
 
     def __init__(

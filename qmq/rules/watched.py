@@ -5,8 +5,8 @@ A file is read when it is first asked for, and read again when it has changed;
 whether it has is looked at once after each new connection, so that an edit
 holds for the next one (SPAMCONTROL 2.1). What cannot be read then leaves the
 rules as they were, with a warning: a slip of the editor must not open the door.
-Of a file that is not there nobody need ask: it is looked for with each new
-connection, and whoever relies on that it is `absent` hears of it.
+Of a file that is not there nobody need ask: whoever relies on that it is
+`absent` hears when it has come.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ class Files:
     """
     All files that are watched for one listener's rules; *warn* is told what could not be read again.
 
-    *come* (an attribute) is called when a file is there of which somebody was told that it is absent.
+    Of a file of which somebody was told that it is absent nobody asks any more: after each new connection, when
+    *looked* is not *round*, `find` is to be called, which calls *come* (an attribute) if there is one by then.
     """
 
     def __init__(self, warn: Callable[[str], None] | None = None) -> None:
-        self.round = 0
+        self.round = self.looked = 0
         self.come: Callable[[], object] = _nobody
         self._absent: set[Watched[Any]] = set()
         self._warn = warn
@@ -79,6 +80,10 @@ class Files:
     def look(self) -> None:
         """A new connection: whoever asks a file next learns whether it has changed."""
         self.round += 1
+
+    def find(self) -> None:
+        """Look for what was absent."""
+        self.looked = self.round
         for watched in self._absent:
             if watched.there():
                 self._absent.clear()  # whoever relies on another of them asks again

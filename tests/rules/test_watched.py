@@ -70,28 +70,35 @@ class FilesTests(SynchronousTestCase):
         self.assertEqual(watched.now(), "none")
 
     def test_absent(self):
-        """Who was told that a file is absent hears of it with the next connection after it has come; once."""
+        """Who was told that a file is absent hears of it after the next connection once it has come; once."""
         watched, other = (self.files.watch(path, self.read, "none") for path in (self.path, self.path + "2"))
         come = []
         self.files.come = lambda: come.append(watched.absent())
-        self.files.look()
         self.write("one")
+        self.look()
         self.assertEqual(come, [])  # nobody asked for it
 
         self.assertFalse(watched.absent())
         self.assertTrue(other.absent())
         os.unlink(self.path)
-        self.files.look()
+        self.look()
         self.assertTrue(watched.absent())
 
         self.write("two")
         self.assertTrue(watched.absent())
         self.assertEqual(come, [])
-        self.files.look()
+        self.look()
         self.assertEqual(come, [False])
         self.assertEqual(watched.now(), "two")
-        self.files.look()
+        self.look()
         self.assertEqual(come, [False])
+
+    def look(self):
+        """A new connection, and somebody about to ask."""
+        self.files.look()
+        self.assertNotEqual(self.files.looked, self.files.round)
+        self.files.find()
+        self.assertEqual(self.files.looked, self.files.round)
 
     def test_slip(self):
         """A slip leaves the rules as they were, and is told once; mended, the new ones hold."""

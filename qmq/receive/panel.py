@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from qmq.mail import value
 from qmq.receive.check import Check
+from qmq.rules.watched import Files
 from qmq.session import Environment
 
 # As many settings as there are rules for are few; a bound all the same.
@@ -37,7 +38,8 @@ class Panels:
 
     *broken* is told of a check that raises when it is asked whom it concerns;
     such a check is asked of everybody. When *present* gives another object, the
-    configuration has changed, and it is chosen anew; so it is after `forget`, which *present* may call.
+    configuration has changed, and it is chosen anew; so it is when one of the *files*
+    has come that a check said to be absent.
     """
 
     def __init__(
@@ -45,22 +47,23 @@ class Panels:
         phases: Mapping[str, Sequence[Check]],
         broken: Callable[[Check, BaseException], object],
         present: Callable[[], object],
+        files: Files,
     ) -> None:
         self._phases = phases
         self._broken = broken
         self._present = present
         self._conf = present()
         self._panels: dict[int, Panel] = {}  # by the identity of their environments, which they hold
-
-    def forget(self) -> None:
-        """Something else that checks go by has changed."""
-        self._panels.clear()
+        self._files = files
+        files.come = self._panels.clear
 
     def of(self, environment: Environment) -> Panel:
         """Those who judge clients with these settings."""
         if (conf := self._present()) is not self._conf:
             self._conf = conf
             self._panels.clear()
+        if self._files.looked != self._files.round:
+            self._files.find()
         panel = self._panels.get(id(environment))
         if panel is None:
             if len(self._panels) >= _MOST:

@@ -48,6 +48,7 @@ from qmq.receive.panel import Panels
 from qmq.receive.replies import TRY_LATER
 from qmq.receive.tally import Tallies
 from qmq.receive.threads import NoThread, Threads
+from qmq.rules.watched import Files
 from qmq.session import Session, Transaction, Verdict
 from qmq.wire.text import has_bare
 
@@ -89,7 +90,8 @@ class Policy:
     *guard* and *tallies* are the process's, and outlive a Policy. Checkers that
     block have threads if there is *call_from_thread*, the reactor's; without it
     they are called like any other. *present* gives the configuration of the moment,
-    another object when it has changed: then checkers are asked anew whom they concern.
+    another object when it has changed: then checkers are asked anew whom they concern; so
+    they are when one of their *files* has come that was absent.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Policy:
         tallies: Tallies | None = None,
         call_from_thread: Callable[..., object] | None = None,
         present: Callable[[], object] = lambda: None,
+        files: Files | None = None,
     ) -> None:
         self._clock = clock
         self._guard = guard or Guard(on=False)
@@ -115,7 +118,7 @@ class Policy:
                 raise ValueError(f"the checker {name} checks nothing (no I...Checker is provided)")
             for method, check in checks.items():
                 phases[method].append(check)
-        self._panels = Panels(phases, self._broken, present)
+        self._panels = Panels(phases, self._broken, present, files or Files())
 
     def _checks(self, name: str, checker: object, place: int, limit: Seconds, terms: Terms) -> dict[str, Check]:
         """By phase."""
@@ -144,10 +147,6 @@ class Policy:
                     concerns=concerns,
                 )  # fmt: skip
         return checks
-
-    def choose_anew(self) -> None:
-        """Ask all checkers once more whom they concern: a file of theirs has come that was not there."""
-        self._panels.forget()
 
     def tallies(self) -> dict[str, dict[str, Any]]:
         """What the checkers did so far, by name, for `qmq stat --checks`."""

@@ -11,7 +11,7 @@ and what was handed on already is finished, answered or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, assert_never, cast
 
 from twisted.internet import unix
 from twisted.internet.interfaces import IPushProducer
@@ -27,7 +27,7 @@ from qmq.receive.trace import hops, loops
 from qmq.sends import fast_writer
 from qmq.session import Session
 from qmq.wire.netstring import ProtocolError
-from qmq.wire.qmtp import BodyPart, Mail, QMTPServerWire
+from qmq.wire.qmtp import BodyPart, Mail, Package, QMTPServerWire
 
 if TYPE_CHECKING:
     from qmq.receive.qmtp import QMTPFactory
@@ -144,8 +144,10 @@ class QMTPServer(Protocol):
                 elif isinstance(event, BodyPart):
                     assert self._draft is not None
                     self._draft.write(event.data)
-                else:  # a Package
+                elif isinstance(event, Package):
                     self._draft = self._factory.drafts.begin()
+                else:
+                    assert_never(event)
         except ProtocolError as error:
             self._log.info("ended QMTP session of {client}: {error}", client=self._name, error=error)
             self.end()

@@ -72,7 +72,7 @@ class Files:
 
     def __init__(self, warn: Callable[[str], None] | None = None) -> None:
         self.round = self.looked = 0
-        self.come: Callable[[], object] = _nobody
+        self.come: Callable[[], object] | None = None
         self._absent: set[Watched[Any]] = set()
         self._warn = warn
         self._watched: dict[tuple[str, Callable[[str], Any]], Watched[Any]] = {}
@@ -84,10 +84,11 @@ class Files:
     def find(self) -> None:
         """Look for what was absent."""
         self.looked = self.round
-        for watched in self._absent:
+        for watched in tuple(self._absent):
             if watched.there():
                 self._absent.clear()  # whoever relies on another of them asks again
-                self.come()
+                if self.come is not None:
+                    self.come()
                 break
 
     def rely(self, watched: Watched[Any]) -> None:
@@ -110,10 +111,6 @@ class Files:
         """For the operator."""
         if self._warn is not None:
             self._warn(text)
-
-
-def _nobody() -> None:
-    """Nobody relies on it."""
 
 
 class Watched(Generic[T]):
@@ -147,9 +144,13 @@ class Watched(Generic[T]):
         return self._rules
 
     def absent(self) -> bool:
-        """Whether there is no such file; who does not ask any more, for there is none, hears by Files.come of one."""
+        """
+        Whether there is no such file, so that nobody need ask: should one come, whoever relies on this hears of it.
+
+        False, too, if there is nobody who would tell (Files.come).
+        """
         self.now()
-        if self._version is not None:
+        if self._version is not None or self._files.come is None:
             return False
         self._files.rely(self)
         return True

@@ -47,17 +47,10 @@ def open_door(house: House, intake: Intake, guard: Guard, tallies: Tallies, numb
     look_in(context.folder)
     options = dict(conf.primary.checks)
     made = make_checkers(_there(conf.primary.checks), context, options)
-
-    def present() -> object:
-        if files.looked != files.round:
-            files.find()
-        return house.conf
-
     policy = Policy(
         [*made, ("intake", intake)], house.reactor, terms=terms_of(options), guard=guard,
-        tallies=tallies, call_from_thread=house.reactor.callFromThread, present=present,
+        tallies=tallies, call_from_thread=house.reactor.callFromThread, present=lambda: house.conf, files=files,
     )  # fmt: skip
-    files.come = policy.choose_anew
     return Door(policy, Clients(layers(conf), files, house.resolver, house.reactor, numbers=numbers))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from qmq.spool.ring import Piece
 from qmq.spool.sqlite import SQLiteTable
 from qmq.spool.statements import freed, known, still_there
 from qmq.spool.table import Batch, Broken, Counts, Gone, Held, Keep, Opened, Outcome, rows
+from qmq.spool.tombstones import Stones
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ class FreshTable:
         self._fresh = Messages(b"")
         self._newest: dict[bytes, int] = {}  # the highest number of each peer's tokens that may have rows
         # In the journal alone, until the table has them too or they are forgotten; what was forgotten meanwhile.
-        self._tombstones: dict[tuple[bytes, int], bytes] = {}
+        self._tombstones: defaultdict[bytes, Stones] = defaultdict(Stones)
         self._forgotten: dict[bytes, tuple[int, int]] = {}
         self._behind = Batch()  # settles that wait
         self._trouble = ""  # why nothing is written until the table has recovered
@@ -81,8 +83,8 @@ class FreshTable:
         opened.alarms += wrong
         for peer, seq, whose in opened.tombstones:
             # They only grow: one that tells of more recipients is the later one.
-            if len(whose) > len(self._tombstones.get((peer, seq), whose)):
-                self._tombstones[peer, seq] = whose
+            if len(whose) > len(self._tombstones[peer].recipients.get(seq, whose)):
+                self._tombstones[peer].put(seq, whose)
         opened.tombstones = [*opened.tombstones, *self._buried()]
         if (epoch := (journal.generation >> 32) + 1) > opened.epoch:
             # The table was restored from a copy of earlier; its numbers must not be given out twice.
@@ -101,7 +103,8 @@ class FreshTable:
         """The entries that went though they were not fresh."""
         for one in block.messages:
             self._fresh.add(one)
-        self._tombstones.update(((peer, seq), whose) for peer, seq, whose in block.tombstones)
+        for peer, seq, whose in block.tombstones:
+            self._tombstones[peer].put(seq, whose)
         return [number for number in block.gone if not self._fresh.remove(number)]
 
     def recover(self) -> Outcome:
@@ -215,13 +218,14 @@ class FreshTable:
         tombstones = self._tombstones
         for peer, below, low in batch.forgotten:
             self._forgotten[peer] = (below, low)
-            for token in [token for token in tombstones if token[0] == peer and token[1] < below]:
-                del tombstones[token]
+            tombstones[peer].drop(below)
         for peer, seq, recipients in batch.tombstones:
-            tombstones[peer, seq] = recipients
+            tombstones[peer].put(seq, recipients)
 
     def _buried(self) -> list[Tombstone]:
-        return [(*token, whose) for token, whose in self._tombstones.items()]
+        return [
+            (peer, seq, whose) for peer, stones in self._tombstones.items() for seq, whose in stones.recipients.items()
+        ]
 
     def move(self, batch: Batch, *, always: bool = False) -> Outcome:
         """
@@ -298,7 +302,7 @@ class FreshTable:
 
     def _move_all(self) -> None:
         """So that it can be found."""
-        if self._fresh.by_number or self._behind.settles or self._tombstones or self._forgotten:
+        if self._fresh.by_number or self._behind.settles or self._buried() or self._forgotten:
             self.move(Batch())
 
     def _seen(self, token: Token) -> None:
@@ -308,7 +312,8 @@ class FreshTable:
     def _forget_all(self) -> None:
         """The table has it all."""
         self._fresh = Messages(self._tag)
-        self._tombstones, self._forgotten, self._behind = {}, {}, Batch()
+        self._forgotten, self._behind = {}, Batch()
+        self._tombstones.clear()
 
     def counted(self, outcome: Outcome) -> Outcome:
         """With the counts of both."""

@@ -9,7 +9,7 @@ doubt there (*low*); below it nothing needs to be remembered.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from qmq.mail import Address
 from qmq.spool.record import pack_addresses, unpack_addresses
@@ -17,15 +17,38 @@ from qmq.spool.record import pack_addresses, unpack_addresses
 LIMIT = 1_000_000
 
 
-class _Peer:
-    """What one peer's tokens left behind; *seqs* is a heap of the keys of *recipients*."""
+class Stones:
+    """What one peer's tokens left behind: the *recipients* of each, by number; below *low* nobody is in doubt."""
 
-    __slots__ = ("low", "recipients", "seqs")
+    __slots__ = ("_seqs", "low", "recipients")
 
     def __init__(self) -> None:
         self.low = 0
         self.recipients: dict[int, bytes] = {}
-        self.seqs: list[int] = []
+        self._seqs: list[int] = []  # a heap of these numbers
+
+    def put(self, seq: int, recipients: bytes) -> bool:
+        """Remember these of a token, in place of what was; whether there was nothing."""
+        new = seq not in self.recipients
+        self.recipients[seq] = recipients
+        if new:
+            heappush(self._seqs, seq)
+        return new
+
+    def drop(self, below: int) -> int:
+        """Forget the numbers below; how many there were. It costs what is dropped, not what stays."""
+        seqs, before = self._seqs, len(self._seqs)
+        while seqs and seqs[0] < below:
+            del self.recipients[heappop(seqs)]
+        return before - len(seqs)
+
+    def drop_lowest(self, most: int) -> tuple[int, int]:
+        """Forget so many at most; how many there were, and the number below which there are none any more."""
+        seqs = self._seqs
+        lowest = [heappop(seqs) for _ in range(min(len(seqs), most))]
+        for seq in lowest:
+            del self.recipients[seq]
+        return len(lowest), lowest[-1] + 1
 
 
 class Tombstones:
@@ -39,7 +62,7 @@ class Tombstones:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._peers: dict[bytes, _Peer] = {}
+        self._peers: dict[bytes, Stones] = {}
         self._forgotten: dict[bytes, int] = {}
         self.count = 0
         self.evicted = 0
@@ -50,10 +73,7 @@ class Tombstones:
         for peer, low in lows:
             self._peer(peer).low = low
         for peer, seq, recipients in tombstones:
-            self._peer(peer).recipients[seq] = recipients
-        for each in self._peers.values():
-            each.seqs = list(each.recipients)
-            heapify(each.seqs)
+            self._peer(peer).put(seq, recipients)
         self.count = sum(len(each.recipients) for each in self._peers.values())
         self._evict()
 
@@ -68,10 +88,7 @@ class Tombstones:
         if low <= found.low:
             return
         found.low = self._forgotten[peer] = low
-        seqs = found.seqs
-        while seqs and seqs[0] < low:
-            del found.recipients[heappop(seqs)]
-            self.count -= 1
+        self.count -= found.drop(low)
 
     def bury(self, peer: bytes, seq: int, addresses: Iterable[Address]) -> bytes | None:
         """Remember these of a token beside those of before; all, as known gives them, None: there is no doubt of it."""
@@ -81,9 +98,8 @@ class Tombstones:
         before = found.recipients.get(seq)
         if before is not None:
             addresses = dict.fromkeys((*unpack_addresses(before), *addresses))
-        found.recipients[seq] = packed = pack_addresses(addresses)
-        if before is None:
-            heappush(found.seqs, seq)
+        packed = pack_addresses(addresses)
+        if found.put(seq, packed):
             self.count += 1
             if self.count > self._limit:
                 self._evict()
@@ -101,16 +117,14 @@ class Tombstones:
         for peer, below, _ in gone:
             self._forgotten[peer] = max(below, self._forgotten.get(peer, 0))
 
-    def _peer(self, peer: bytes) -> _Peer:
-        return self._peers.setdefault(peer, _Peer())
+    def _peer(self, peer: bytes) -> Stones:
+        return self._peers.setdefault(peer, Stones())
 
     def _evict(self) -> None:
         while self.count > self._limit:
             name, most = max(self._peers.items(), key=lambda item: len(item[1].recipients))
             # Some at a time, so that looking for the peer with the most is rare.
-            for _ in range(min(len(most.seqs), 1 + self._limit // 100)):
-                seq = heappop(most.seqs)
-                del most.recipients[seq]
-                self.count -= 1
-                self.evicted += 1
-            self._forgotten[name] = max(seq + 1, self._forgotten.get(name, 0))
+            gone, below = most.drop_lowest(1 + self._limit // 100)
+            self.count -= gone
+            self.evicted += gone
+            self._forgotten[name] = max(below, self._forgotten.get(name, 0))

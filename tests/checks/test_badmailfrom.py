@@ -55,6 +55,7 @@ class BadMailFromTests(SynchronousTestCase):
 
     def test_concerns(self):
         """Senders are a matter for the check as soon as there is a file, recipients if an instance has its own."""
+        self.control.files.come = list  # somebody would be told of a file that comes
         checker = self.made()
 
         self.assertFalse(checker.concerns(Environment(relayclient=b""), "sender"))

@@ -39,6 +39,7 @@ class BadRcptToTests(SynchronousTestCase):
 
     def test_concerns(self):
         """Everybody, as soon as there is a file."""
+        self.control.files.come = list  # somebody would be told of a file that comes
         checker = self.made()
         self.assertFalse(checker.concerns(Environment(), "recipient"))
         self.control.write("badrcptto", b"@enemy.example\n")

@@ -75,6 +75,7 @@ class RecipientsTests(CheckerCase):
 
     def test_concerns(self):
         """Nobody, as long as there is neither a file nor an instance with one of its own."""
+        self.files.come = list  # somebody would be told of a file that comes
         checker = self.made()
         self.assertFalse(checker.concerns(Environment(), "recipient"))
         self.owners[b"one.test"] = Owned("one.recipients")

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
@@ -18,6 +19,7 @@ from qmq.mail import Address, Reply
 from qmq.receive.catalogue import installed, make, make_checkers, parted, terms_of
 from qmq.receive.context import Context
 from qmq.receive.policy import Policy, Refusal, Terms
+from qmq.rules.watched import Files
 from qmq.session import VOUCH, Environment, Session, Transaction, Verdict
 
 SESSION = Session("192.0.2.1", 40000, "192.0.2.25", 25)
@@ -265,23 +267,25 @@ class PolicyTests(SynchronousTestCase):
         conf[0] = "strict"
         self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
 
-    def test_selective_told(self):
-        """Who is asked of whom is decided anew when we say so, as when a file has come."""
+    def test_selective_by_file(self):
+        """Who is asked for want of a file is asked from the connection on after it has come, by open sessions too."""
+        path, files = self.mktemp(), Files()
+        watched = files.watch(path, lambda _: REFUSAL, None)
 
         @implementer(IHeloChecker, ISelective)
-        class OfAFile:
+        class ByFile:
             def concerns(self, environment, phase):
-                return bool(file)
+                return not watched.absent()
 
             def helo(self, session):
-                return REFUSAL
+                return watched.now()
 
-        file = []
-        policy = Policy([("c", OfAFile())], self.clock)
+        policy = Policy([("c", ByFile())], self.clock, files=files)
 
         self.assertIsNone(policy.helo(SESSION))
-        file.append("a line")
-        policy.choose_anew()
+        Path(path).touch()
+        self.assertIsNone(policy.helo(SESSION))
+        files.look()
         self.assertEqual(policy.helo(SESSION), Refusal(0, REFUSAL))
 
     def test_selective_broken(self):

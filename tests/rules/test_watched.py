@@ -73,6 +73,7 @@ class FilesTests(SynchronousTestCase):
         """Who was told that a file is absent hears of it after the next connection once it has come; once."""
         watched, other = (self.files.watch(path, self.read, "none") for path in (self.path, self.path + "2"))
         come = []
+        self.assertFalse(watched.absent())  # nobody would be told
         self.files.come = lambda: come.append(watched.absent())
         self.write("one")
         self.look()

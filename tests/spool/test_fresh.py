@@ -437,7 +437,7 @@ class FreshSpoolTests(test_sqlite.SQLiteSpoolTests):
         self.clock.advance(0.06)
         self.kept(store, ANN, token=Token(b"peer", 99), low=10)
 
-        self.assertEqual(store._table._tombstones, {})
+        self.assertEqual(store._table._buried(), [])
 
     def test_dropped_in_order(self) -> None:
         """Should the process die while its journal's files are removed, nothing that went comes back."""

@@ -28,8 +28,8 @@ from qmq.queue.settle import Order, may, obey, settle, stays
 from qmq.queue.telling import Telling
 from qmq.queue.terms import Terms
 
-# Mail for which there is no room comes back after this, and up to as much again.
-_NO_ROOM: Seconds = 30
+# Mail whose text could not be read is tried again after this, and up to as much again.
+_UNREAD: Seconds = 30
 # What is not taken over by another queue of ours: its worker may be back soon, whatever hosts need.
 _MOVES = parse_schedule("1s 2s 5s 10s*6 30s*10 1m*60 5m")
 
@@ -135,17 +135,13 @@ class Hand:
             self.claims.soon()
 
     def _give_back(self, entry: Entry) -> None:
-        """Not tried: now is soon enough if its site says when it has room; else in a while."""
+        """Not tried: it is claimed again when there is room, at its site or at all."""
         if (order := self._order(entry)) is not None:
             self.carry_out(order, entry)
             return
-        now = self._wall()
-        if self.holds(entry.site):
-            self.claims.more = True
-        elif not self._destinations.full(entry.site):
-            now += _NO_ROOM * (1 + self._jitter())
-            self.claims.wake(now)
-        self._spool.release(entry, now)
+        if self.holds(entry.site) or not self._destinations.full(entry.site):
+            self.claims.more = True  # a site that is full says itself when it has room
+        self._spool.release(entry, self._wall())
 
     def _attempted(self, entry: Entry, replies: Sequence[Reply], started: Seconds, read: bool = True) -> None:
         now = self._wall()
@@ -237,7 +233,7 @@ class Hand:
         if (order := self._order(entry)) is not None and order.word != "bounce":
             self.carry_out(order, entry)
         else:
-            self._spool.release(entry, self._wall() + _NO_ROOM * (1 + self._jitter()))
+            self._spool.release(entry, self._wall() + _UNREAD * (1 + self._jitter()))
         self._ended()
 
     # What operators say

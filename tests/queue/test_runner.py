@@ -247,6 +247,17 @@ class RetryTests(SynchronousTestCase):
         self.assertTrue(100 < most <= 1000, most)
         self.assertEqual(house.spool.entries, {})
 
+    def test_burst_to_many_hosts(self) -> None:
+        """What comes at once for more hosts than there is room for is delivered as room is made: nobody waits longer."""
+        house = House()
+        for i in range(3000):
+            house.send(f"u@site{i}.example")
+
+        house.work()
+
+        self.assertEqual((house.delivered(), house.clock.seconds()), (3000, 0))
+        self.assertEqual(house.spool.entries, {})
+
     def test_dead_site_backlog(self) -> None:
         """Mail for a dead site goes by the schedule without a dial or a body read, however much there is."""
         first = House()

@@ -121,16 +121,15 @@ class Dialogue:
 
     def answer(self, event: Event) -> Said | None:
         """The answer to an event of the wire; None where none is awaited."""
-        # The four of nearly every message without a match, which costs a set and a list each time it is one.
-        if isinstance(event, RcptTo):
-            return self._recipient(event.recipient)
-        if isinstance(event, BodyPart):
-            return self._taking.part(event)
-        if isinstance(event, MailFrom):
-            return self._mail(event)
-        if isinstance(event, DataStart):
-            return self._taking.data()
         match event:
+            case RcptTo():
+                return self._recipient(event.recipient)
+            case BodyPart():
+                return self._taking.part(event)
+            case MailFrom():
+                return self._mail(event)
+            case DataStart():
+                return self._taking.data()
             case Chunk():
                 if not event.size:
                     self._patience.talked(say.OK)

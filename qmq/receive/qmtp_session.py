@@ -11,7 +11,7 @@ and what was handed on already is finished, answered or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, assert_never, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import unix
 from twisted.internet.interfaces import IPushProducer
@@ -139,15 +139,14 @@ class QMTPServer(Protocol):
         self._pumping = True
         try:
             while not self._stuck() and (event := self._wire.next_event()) is not None:
-                if isinstance(event, Mail):
-                    self._mail(event)
-                elif isinstance(event, BodyPart):
-                    assert self._draft is not None
-                    self._draft.write(event.data)
-                elif isinstance(event, Package):
-                    self._draft = self._factory.drafts.begin()
-                else:
-                    assert_never(event)
+                match event:
+                    case Mail():
+                        self._mail(event)
+                    case BodyPart():
+                        assert self._draft is not None
+                        self._draft.write(event.data)
+                    case Package():
+                        self._draft = self._factory.drafts.begin()
         except ProtocolError as error:
             self._log.info("ended QMTP session of {client}: {error}", client=self._name, error=error)
             self.end()

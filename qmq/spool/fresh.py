@@ -302,7 +302,8 @@ class FreshTable:
 
     def _move_all(self) -> None:
         """So that it can be found."""
-        if self._fresh.by_number or self._behind.settles or self._buried() or self._forgotten:
+        buried = any(stones.recipients for stones in self._tombstones.values())
+        if self._fresh.by_number or self._behind.settles or buried or self._forgotten:
             self.move(Batch())
 
     def _seen(self, token: Token) -> None:
